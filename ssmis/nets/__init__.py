@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Segmentation networks; every net returns a `NetOutput`."""
+
+from ssmis.nets.adapter import NetAdapter
+from ssmis.nets.base import EncoderDecoder
+from ssmis.nets.ema import EMA
+from ssmis.nets.heads import ProjectionHead, SegmentationHead
+from ssmis.nets.output import NetOutput
+from ssmis.nets.resnet_unet import ResNetUNet
+from ssmis.nets.timm_unet import TimmUNet
+from ssmis.nets.unet import UNet
+from ssmis.nets.vnet import VNet
+
+__all__ = [
+    "EMA",
+    "EncoderDecoder",
+    "NetAdapter",
+    "NetOutput",
+    "ProjectionHead",
+    "ResNetUNet",
+    "SegmentationHead",
+    "TimmUNet",
+    "UNet",
+    "VNet",
+]

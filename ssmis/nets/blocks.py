@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small pieces shared by the nets: convolutions, norms and dropout by number of spatial dims, padding and cropping."""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssmis._checks import check_choice
+
+Norm = Literal["batch", "instance", "group", "none"]
+NORMS = ("batch", "instance", "group", "none")
+
+
+def check_dims(dims: int) -> None:
+    """Raise ValueError unless `dims` is 2 or 3."""
+    if dims not in (2, 3):
+        raise ValueError(f"dims is {dims!r}; expected 2 or 3 spatial dimensions")
+
+
+def conv(in_channels: int, out_channels: int, size: int, *, dims: int, stride: int = 1, bias: bool = True) -> nn.Module:
+    """Convolution of odd `size` with same padding, or of `size == stride` without overlap and padding."""
+    check_dims(dims)
+    if in_channels < 1:
+        raise ValueError(f"in_channels is {in_channels}; expected at least 1")
+    layer = nn.Conv2d if dims == 2 else nn.Conv3d
+    padding = 0 if size == stride else size // 2
+    return layer(in_channels, out_channels, size, stride=stride, padding=padding, bias=bias)
+
+
+def up_conv(in_channels: int, out_channels: int, *, dims: int, factor: int = 2) -> nn.Module:
+    """Transposed convolution without overlap: every axis becomes `factor` times as long."""
+    check_dims(dims)
+    layer = nn.ConvTranspose2d if dims == 2 else nn.ConvTranspose3d
+    return layer(in_channels, out_channels, factor, stride=factor)
+
+
+def norm_layer(norm: str, channels: int, *, dims: int) -> nn.Module:
+    """Normalisation with affine parameters.
+
+    Args:
+        norm: "batch", "instance", "group" (at most 8 groups of two or more channels) or "none".
+        channels: channels of the map.
+        dims: number of spatial dimensions.
+    """
+    check_dims(dims)
+    check_choice(norm, NORMS, name="norm")
+    if norm == "batch":
+        return nn.BatchNorm2d(channels) if dims == 2 else nn.BatchNorm3d(channels)
+    if norm == "instance":
+        return nn.InstanceNorm2d(channels, affine=True) if dims == 2 else nn.InstanceNorm3d(channels, affine=True)
+    if norm == "group":
+        return nn.GroupNorm(math.gcd(8, channels // 2) if channels % 2 == 0 else 1, channels)
+    return nn.Identity()
+
+
+def channel_dropout(dropout: float, *, dims: int) -> nn.Module:
+    """Dropout of whole channels."""
+    check_dims(dims)
+    return nn.Dropout2d(dropout) if dims == 2 else nn.Dropout3d(dropout)
+
+
+def normalised(layer: nn.Module, channels: int, *, norm: str, dims: int) -> nn.Sequential:
+    """`layer` (which gives `channels` channels), norm, ReLU."""
+    return nn.Sequential(layer, norm_layer(norm, channels, dims=dims), nn.ReLU(inplace=True))
+
+
+def conv_stack(in_channels: int, out_channels: int, depth: int, *, norm: str, dims: int) -> nn.Sequential:
+    """`depth` times 3^dims convolution, norm, ReLU."""
+    sources = [in_channels] + [out_channels] * (depth - 1)
+    return nn.Sequential(
+        *(normalised(conv(c, out_channels, 3, dims=dims), out_channels, norm=norm, dims=dims) for c in sources)
+    )
+
+
+def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
+    """Append zeros to `(B, C, *S)` until every spatial size divides by `multiple`; memory format is kept."""
+    missing = [-size % multiple for size in images.shape[2:]]
+    if not any(missing):
+        return images
+    return F.pad(images, [n for after in reversed(missing) for n in (0, after)])
+
+
+def crop(tensor: Tensor, size: Sequence[int]) -> Tensor:
+    """Undo `pad_to_multiple`: the first `size` voxels of every spatial axis, as a view."""
+    for axis, length in enumerate(size, start=2):
+        if tensor.shape[axis] != length:
+            tensor = tensor.narrow(axis, 0, length)
+    return tensor

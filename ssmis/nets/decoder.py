@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The V-Net decoder, shared by the two networks of the dual recipes: transposed convolutions and additive skips."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from ssmis.nets.blocks import conv_stack, normalised, up_conv
+
+
+def stack_depth(level: int) -> int:
+    """Convolutions at a level, counted from full resolution: 1, 2, 3, 3, ..."""
+    return min(level + 1, 3)
+
+
+class AdditiveDecoder(nn.Module):
+    """Upsample by 2^dims transposed convolutions, add the encoder's map of that level, convolve.
+
+    Args:
+        widths: channels of the encoder's maps from fine to coarse; each is twice as coarse as the one before.
+        dims: number of spatial dimensions.
+        norm: see `norm_layer`.
+    """
+
+    def __init__(self, widths: Sequence[int], *, dims: int, norm: str) -> None:
+        super().__init__()
+        levels = range(len(widths) - 2, -1, -1)  # from coarse to fine
+        self.ups = nn.ModuleList(
+            normalised(up_conv(widths[i + 1], widths[i], dims=dims), widths[i], norm=norm, dims=dims) for i in levels
+        )
+        self.stacks = nn.ModuleList(
+            conv_stack(widths[i], widths[i], stack_depth(i), norm=norm, dims=dims) for i in levels
+        )
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Join maps from fine to coarse into `(B, widths[0], *S)` at the finest resolution."""
+        *skips, features = maps
+        for up, stack, skip in zip(self.ups, self.stacks, reversed(skips), strict=True):
+            features = stack(up(features) + skip)
+        return features

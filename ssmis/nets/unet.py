@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The U-Net: two convolutions a level, max-pooling down, concatenated skips."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ssmis.nets.base import EncoderDecoder, check_widths
+from ssmis.nets.blocks import conv_stack, up_conv
+from ssmis.registry import NETS, Example
+
+
+class UNetEncoder(nn.Module):
+    """Two convolutions a level with 2^dims max-pooling between the levels.
+
+    Args:
+        in_channels: channels of the images.
+        widths: channels of the maps from fine to coarse, strides 1, 2, 4, ...
+        dims: number of spatial dimensions.
+        norm: see `norm_layer`.
+    """
+
+    def __init__(self, in_channels: int, widths: Sequence[int], *, dims: int, norm: str) -> None:
+        super().__init__()
+        self.pool = nn.MaxPool2d(2) if dims == 2 else nn.MaxPool3d(2)
+        sources = (in_channels, *widths[:-1])
+        self.levels = nn.ModuleList(conv_stack(a, b, 2, norm=norm, dims=dims) for a, b in zip(sources, widths))
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Return the maps from fine to coarse."""
+        maps: list[Tensor] = []
+        for level in self.levels:
+            maps.append(level(self.pool(maps[-1]) if maps else images))
+        return maps
+
+
+class ConcatDecoder(nn.Module):
+    """Upsample by 2^dims transposed convolutions, concatenate the encoder's map of that level, convolve twice.
+
+    Args:
+        widths: channels of the encoder's maps from fine to coarse; each is twice as coarse as the one before.
+        dims: number of spatial dimensions.
+        norm: see `norm_layer`.
+    """
+
+    def __init__(self, widths: Sequence[int], *, dims: int, norm: str) -> None:
+        super().__init__()
+        levels = range(len(widths) - 2, -1, -1)  # from coarse to fine
+        self.ups = nn.ModuleList(up_conv(widths[i + 1], widths[i], dims=dims) for i in levels)
+        self.stacks = nn.ModuleList(conv_stack(2 * widths[i], widths[i], 2, norm=norm, dims=dims) for i in levels)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Join maps from fine to coarse into `(B, widths[0], *S)` at the finest resolution."""
+        *skips, features = maps
+        for up, stack, skip in zip(self.ups, self.stacks, reversed(skips), strict=True):
+            features = stack(torch.cat([skip, up(features)], dim=1))
+        return features
+
+
+@NETS.register("unet", example=Example(create={"widths": (4, 6, 8, 8, 8)}))
+class UNet(EncoderDecoder):
+    """U-Net with same padding.
+
+    Args:
+        in_channels: channels of the images.
+        classes: K >= 2, with the background.
+        dims: number of spatial dimensions, 2 or 3.
+        widths: channels from full resolution to the bottleneck; each level halves the resolution.
+        norm: "batch", "instance", "group" or "none".
+        dropout: probability of dropping a channel after the bottleneck and after the last decoder block.
+
+    Raises:
+        ValueError: an argument is out of range; for images, see `EncoderDecoder`.
+
+    Paper: Ronneberger et al., "U-Net", MICCAI 2015, arXiv 1505.04597; Çiçek et al., "3D U-Net", MICCAI 2016,
+        arXiv 1606.06650. Differs from the papers: padded convolutions, a norm after each, narrower by default.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        classes: int = 2,
+        *,
+        dims: int = 3,
+        widths: Sequence[int] = (16, 32, 64, 128, 256),
+        norm: str = "batch",
+        dropout: float = 0.0,
+    ) -> None:
+        check_widths(widths)
+        super().__init__(
+            UNetEncoder(in_channels, widths, dims=dims, norm=norm),
+            ConcatDecoder(widths, dims=dims, norm=norm),
+            in_channels=in_channels,
+            classes=classes,
+            channels=widths[0],
+            dims=dims,
+            strides=[2**i for i in range(len(widths))],
+            norm=norm,
+            dropout=dropout,
+            bottleneck_dropout=dropout,
+        )
