@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The meaning of voxel contrast: one voxel at a time, plain autograd, for small sizes and for tests."""
+
+import torch
+from torch import Tensor
+
+SHORTEST = 1e-12  # a vector shorter than this has no direction
+
+
+def direction(vectors: Tensor, dim: int) -> Tensor:
+    """Divide vectors by their length; one shorter than 1e-12 becomes a constant zero."""
+    short = vectors.square().sum(dim, keepdim=True).sqrt() < SHORTEST
+    safe = vectors.masked_fill(short, 1)
+    return (safe / safe.square().sum(dim, keepdim=True).sqrt()).masked_fill(short, 0)
+
+
+def voxel_losses(
+    features: Tensor,
+    labels: Tensor,
+    keys: Tensor,
+    key_labels: Tensor,
+    *,
+    temperature: float,
+    ignore_index: int,
+    normalize: bool,
+    denominator: str,
+) -> tuple[Tensor, Tensor]:
+    """Loss of each voxel and whether it counts; see `ssmis.kernels.voxel_contrast` for the formulas.
+
+    Args:
+        features: `(B, E, V)`.
+        labels: `(B, V)`.
+        keys: `(M, E)`.
+        key_labels: `(M,)`.
+        temperature: divisor of the similarities.
+        ignore_index: label of voxels and keys that take no part.
+        normalize: cosine similarity, else the plain inner product.
+        denominator: "all" or "negatives".
+
+    Returns:
+        Losses `(B, V)`, zero where the voxel does not count, and bool `(B, V)`.
+    """
+    dtype = torch.promote_types(torch.promote_types(features.dtype, keys.dtype), torch.float32)
+    features, keys = features.to(dtype), keys.to(dtype)
+    live = key_labels != ignore_index
+    keys, key_labels = keys[live], key_labels[live]
+    if normalize:
+        features, keys = direction(features, 1), direction(keys, 1)
+    zero = 0 * (features.where(labels[:, None] != ignore_index, 0).sum() + keys.sum())
+    losses, counts = [], []
+    for volume, volume_labels in zip(features, labels):
+        for feature, label in zip(volume.T, volume_labels):
+            positive = key_labels == label
+            counted = bool(label != ignore_index) and bool(positive.any())
+            if denominator == "negatives":
+                counted = counted and not bool(positive.all())
+            loss = zero
+            if counted:
+                similarity = keys @ feature / temperature  # (M,)
+                loss = _all(similarity, positive) if denominator == "all" else _negatives(similarity, positive)
+            losses.append(loss)
+            counts.append(counted)
+    return torch.stack(losses).view(labels.shape), torch.tensor(counts, device=labels.device).view(labels.shape)
+
+
+def _all(similarity: Tensor, positive: Tensor) -> Tensor:
+    return similarity.logsumexp(0) - similarity[positive].mean()
+
+
+def _negatives(similarity: Tensor, positive: Tensor) -> Tensor:
+    against = similarity[~positive].logsumexp(0) - similarity[positive]
+    return torch.logaddexp(against, torch.zeros_like(against)).mean()
+
+
+def reduce(losses: Tensor, counted: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
+    """Weighted "mean" over the voxels that count, weighted "sum", or "none"; nothing to count is an attached zero."""
+    own = torch.ones_like(losses) if weight is None else weight.to(losses.dtype)
+    own = own.where(counted, 0)
+    if reduction == "none":
+        return losses * own
+    total = own.sum() if reduction == "mean" else torch.ones_like(losses[0, 0])
+    return (losses * own).sum() / total.where(total > 0, 1)

@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Contrast of voxel features with labelled keys: the public function."""
+
+from importlib.util import find_spec
+from typing import Literal, NamedTuple, overload
+
+import torch
+from torch import Tensor
+
+from ssmis._checks import check_choice, check_labels
+from ssmis.kernels import reference
+from ssmis.kernels.operator import voxel_contrast_op
+
+Denominator = Literal["all", "negatives"]
+ContrastReduction = Literal["mean", "sum", "none"]
+Implementation = Literal["auto", "torch", "reference", "triton"]
+
+
+class VoxelContrastStats(NamedTuple):
+    """Int64 scalars on the device: voxels that count, and labelled voxels skipped for want of a key or a negative."""
+
+    valid: Tensor
+    skipped: Tensor
+
+
+@overload
+def voxel_contrast(
+    features: Tensor,
+    labels: Tensor,
+    keys: Tensor,
+    key_labels: Tensor,
+    *,
+    temperature: float = ...,
+    weight: Tensor | None = ...,
+    ignore_index: int = ...,
+    normalize: bool = ...,
+    denominator: Denominator = ...,
+    reduction: ContrastReduction = ...,
+    return_stats: Literal[False] = ...,
+    impl: Implementation = ...,
+) -> Tensor: ...
+
+
+@overload
+def voxel_contrast(
+    features: Tensor,
+    labels: Tensor,
+    keys: Tensor,
+    key_labels: Tensor,
+    *,
+    temperature: float = ...,
+    weight: Tensor | None = ...,
+    ignore_index: int = ...,
+    normalize: bool = ...,
+    denominator: Denominator = ...,
+    reduction: ContrastReduction = ...,
+    return_stats: Literal[True],
+    impl: Implementation = ...,
+) -> tuple[Tensor, VoxelContrastStats]: ...
+
+
+def voxel_contrast(
+    features: Tensor,
+    labels: Tensor,
+    keys: Tensor,
+    key_labels: Tensor,
+    *,
+    temperature: float = 0.1,
+    weight: Tensor | None = None,
+    ignore_index: int = -1,
+    normalize: bool = True,
+    denominator: Denominator = "all",
+    reduction: ContrastReduction = "mean",
+    return_stats: bool = False,
+    impl: Implementation = "auto",
+) -> Tensor | tuple[Tensor, VoxelContrastStats]:
+    r"""Multi-positive InfoNCE of every voxel against a small set of keys, without a voxels x keys matrix in memory.
+
+    With $s_{vm} = \cos(f_v, k_m) / \tau$ and $P(v)$ the keys of the voxel's class, $N(v)$ those of other classes:
+    "all": $\ell_v = \log \sum_m e^{s_{vm}} - \frac{1}{|P|} \sum_{p \in P} s_{vp}$;
+    "negatives": $\ell_v = \frac{1}{|P|} \sum_{p \in P} \log (1 + e^{\mathrm{LSE}_{n \in N} s_{vn} - s_{vp}})$, which
+    can reach 0 where "all" is floored at $\log |P|$.
+
+    Args:
+        features: `(B, E, *S)`, any strides; half precision is computed in float32.
+        labels: integer `(B, *S)`.
+        keys: `(M, E)`; M may be 0.
+        key_labels: integer `(M,)`; a slot with `ignore_index` takes no part.
+        temperature: tau > 0.
+        weight: `(B, *S)`, non-negative, of each voxel; None is 1.
+        ignore_index: label of voxels and slots that take no part.
+        normalize: cosine of features and keys, else their inner product. A vector shorter than 1e-12 has no direction:
+            its cosines are 0 and it gets no gradient.
+        denominator: "all" or "negatives".
+        reduction: "mean" is $\sum_v w_v \ell_v / \sum_v w_v$ over the voxels that count, "sum" its numerator, "none"
+            gives $w_v \ell_v$ `(B, *S)`.
+        return_stats: also return `VoxelContrastStats(valid, skipped)`.
+        impl: "auto" and "torch" are the chunked path, "reference" the slow definition, "triton" device code.
+
+    Returns:
+        The loss in float32 (float64 for float64 inputs), and the statistics if asked for.
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not fit, or an unknown choice.
+        RuntimeError: `impl="triton"` cannot run here; the message has every reason. Also a second derivative.
+
+    Gradient: to features (exactly zero where a voxel does not count), keys and weight; not twice differentiable.
+    Empty case: a voxel whose class has no key (or, for "negatives", no key of another class) is skipped; with no voxel
+        left the loss is an attached zero.
+    Paper: Khosla et al., "Supervised Contrastive Learning", NeurIPS 2020 (arXiv 2004.11362), is "all". Differs from the
+        paper: keys are given, not the other anchors.
+
+    >>> keys = torch.eye(2)
+    >>> voxel_contrast(keys[:, :, None], torch.tensor([[0], [1]]), keys, torch.tensor([0, 1]), temperature=1.0)
+    tensor(0.3133)
+    """
+    _check(features, labels, keys, key_labels, weight, temperature)
+    check_choice(denominator, ("all", "negatives"), name="denominator")
+    check_choice(reduction, ("mean", "sum", "none"), name="reduction")
+    check_choice(impl, ("auto", "torch", "reference", "triton"), name="impl")
+    if impl == "triton":
+        raise RuntimeError(f"impl='triton' cannot run: {'; '.join(reasons(features))}")
+    flat, flat_labels, key_labels = features.flatten(2), labels.flatten(1).long(), key_labels.long()
+    flat_weight = None if weight is None else weight.flatten(1)
+    if impl == "reference":
+        with torch.autocast(features.device.type, enabled=False):
+            losses, counted = reference.voxel_losses(
+                flat,
+                flat_labels,
+                keys,
+                key_labels,
+                temperature=temperature,
+                ignore_index=ignore_index,
+                normalize=normalize,
+                denominator=denominator,
+            )
+            loss = reference.reduce(losses, counted, flat_weight, reduction)
+        valid, skipped = counted.sum(), ((flat_labels != ignore_index) & ~counted).sum()
+    else:
+        inputs = (features, keys) if weight is None else (features, keys, weight)
+        with_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
+        loss, valid, skipped = voxel_contrast_op(
+            flat,
+            flat_labels,
+            keys,
+            key_labels,
+            flat_weight,
+            float(temperature),
+            ignore_index,
+            normalize,
+            denominator,
+            reduction,
+            with_gradient,
+        )[:3]
+    if reduction == "none":
+        loss = loss.view(labels.shape)
+    return (loss, VoxelContrastStats(valid, skipped)) if return_stats else loss
+
+
+def reasons(features: Tensor) -> list[str]:
+    """Why `impl="triton"` cannot run on these features; an empty list if it can."""
+    found = ["this version has no Triton kernel"]
+    if features.device.type != "cuda":
+        found.append(f"features are on {features.device}, not on a GPU")
+    if find_spec("triton") is None:
+        found.append('triton is not installed (pip install "ssmis[triton]")')
+    return found
+
+
+def _check(
+    features: Tensor, labels: Tensor, keys: Tensor, key_labels: Tensor, weight: Tensor | None, temperature: float
+) -> None:
+    if features.ndim < 3 or not features.is_floating_point():
+        raise ValueError(
+            f"features is {features.dtype} of shape {tuple(features.shape)}; expected floating point (B, E, *S)"
+        )
+    check_labels(labels, features, maps_name="features")
+    if keys.ndim != 2 or keys.shape[1] != features.shape[1] or not keys.is_floating_point():
+        raise ValueError(
+            f"keys is {keys.dtype} of shape {tuple(keys.shape)}; "
+            f"expected floating point (M, {features.shape[1]}) to match features {tuple(features.shape)}"
+        )
+    if key_labels.shape != keys.shape[:1] or key_labels.is_floating_point():
+        raise ValueError(
+            f"key_labels is {key_labels.dtype} of shape {tuple(key_labels.shape)}; "
+            f"expected integer ({len(keys)},) to match keys {tuple(keys.shape)}"
+        )
+    if weight is not None and (weight.shape != labels.shape or not weight.is_floating_point()):
+        raise ValueError(
+            f"weight is {weight.dtype} of shape {tuple(weight.shape)}; "
+            f"expected floating point {tuple(labels.shape)} to match labels"
+        )
+    if not temperature > 0:
+        raise ValueError(f"temperature is {temperature}; expected a number > 0")
+    for name, tensor in (("labels", labels), ("keys", keys), ("key_labels", key_labels), ("weight", weight)):
+        if tensor is not None and tensor.device != features.device:
+            raise ValueError(f"{name} is on {tensor.device}; expected {features.device} to match features")

@@ -1,0 +1,421 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Voxel contrast: the chunked path against its definition, with all gradients, and the laws both obey."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from ssmis.kernels import chunked as chunked_path
+from ssmis.kernels import reasons, voxel_contrast
+
+SETTINGS = [
+    pytest.param({"denominator": denominator, **rest}, id=f"{denominator}-{name}")
+    for denominator in ("all", "negatives")
+    for name, rest in {
+        "cosine": {},
+        "cold cosine": {"temperature": 0.01},  # too cold for plain exponentials: the other branch
+        "product": {"normalize": False, "temperature": 1.0},
+    }.items()
+]
+each = pytest.mark.parametrize("setting", SETTINGS)
+DENOMINATORS = pytest.mark.parametrize("denominator", ["all", "negatives"])
+
+
+def problem(seed, size=(63,), channels=5, keys=17, classes=3, batch=2, dtype=torch.float64, missing=0):
+    """Features, labels with gaps, keys, key labels with unwritten slots (and without the last classes), weights."""
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(batch, channels, *size, generator=generator, dtype=torch.float64)
+    labels = torch.randint(-1, classes, (batch, *size), generator=generator)
+    bank = torch.randn(keys, channels, generator=generator, dtype=torch.float64)
+    key_labels = torch.randint(-1, classes - missing, (keys,), generator=generator)
+    weight = torch.rand(batch, *size, generator=generator, dtype=torch.float64)
+    return features.to(dtype), labels, bank.to(dtype), key_labels, weight.to(dtype)
+
+
+def evaluate(features, labels, keys, key_labels, weight=None, **arguments):
+    """Loss, statistics and gradients by features, keys and weight, for an upstream gradient that is not constant."""
+    leaves = [t.detach().clone(memory_format=torch.preserve_format) for t in (features, keys)]
+    leaves += [] if weight is None else [weight.detach().clone()]
+    leaves = [leaf.requires_grad_() for leaf in leaves]
+    loss, stats = voxel_contrast(
+        leaves[0], labels, leaves[1], key_labels, weight=leaves[2] if weight is not None else None,
+        return_stats=True, **arguments,
+    )  # fmt: skip
+    upstream = torch.linspace(0.5, 2, loss.numel(), dtype=loss.dtype).view(loss.shape)
+    (loss * upstream).sum().backward()
+    return [loss.detach(), *stats, *(leaf.grad for leaf in leaves)]
+
+
+@pytest.fixture(autouse=True)
+def _small_chunks(monkeypatch):
+    monkeypatch.setattr(chunked_path, "CPU_CHUNK", 1)  # the smallest chunk: 64 voxels
+
+
+@each
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(
+    ("size", "keys", "missing"), [((63,), 17, 0), ((10, 10), 1, 0), ((2, 5, 4), 2, 0), ((9, 8), 257, 1), ((3, 3), 0, 0)]
+)
+def test_chunked_equals_reference(setting, reduction, weighted, size, keys, missing):
+    features, labels, bank, key_labels, weight = problem(keys, size, keys=keys, missing=missing)
+    arguments = {**setting, "reduction": reduction, "weight": weight if weighted else None}
+    ours = evaluate(features, labels, bank, key_labels, impl="torch", **arguments)
+    meaning = evaluate(features, labels, bank, key_labels, impl="reference", **arguments)
+    for own, expected in zip(ours, meaning):
+        torch.testing.assert_close(own, expected, atol=1e-10, rtol=1e-9)
+
+
+@DENOMINATORS
+@pytest.mark.parametrize("voxels", [1, 63, 64, 100, 1000])
+def test_any_number_of_voxels(denominator, voxels):
+    features, labels, bank, key_labels, _ = problem(voxels, (voxels,), batch=1, keys=5, classes=2)
+    ours, meaning = (
+        evaluate(features, labels, bank, key_labels, denominator=denominator, impl=impl)
+        for impl in ("auto", "reference")
+    )
+    for own, expected in zip(ours, meaning):
+        torch.testing.assert_close(own, expected, atol=1e-10, rtol=1e-9)
+
+
+@each
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_gradient_check(setting, reduction):
+    features, labels, bank, key_labels, weight = problem(1, (3, 2), channels=3, keys=5, batch=1)
+    setting = {**setting, "temperature": 0.5}
+    leaves = tuple(t.requires_grad_() for t in (features, bank, weight))
+    assert torch.autograd.gradcheck(
+        lambda f, k, w: voxel_contrast(f, labels, k, key_labels, weight=w, reduction=reduction, **setting), leaves
+    )
+
+
+def plain(features, labels, keys, key_labels, temperature, denominator):
+    """What one would write without the kernel: every similarity in memory."""
+    features = F.normalize(features.flatten(2).transpose(1, 2).flatten(0, 1), dim=1)
+    similarity = features @ F.normalize(keys, dim=1).T / temperature
+    positive = labels.flatten()[:, None] == key_labels
+    if denominator == "all":
+        terms = -similarity.log_softmax(1)
+    else:
+        rest = similarity.masked_fill(positive, -math.inf).logsumexp(1, keepdim=True)
+        terms = F.softplus(rest - similarity)
+    return ((terms * positive).sum(1) / positive.sum(1)).mean()
+
+
+@DENOMINATORS
+@pytest.mark.parametrize("temperature", [0.02, 0.1, 1.0])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_no_further_from_float64_than_plain_torch(denominator, temperature, seed):
+    exact_inputs = problem(seed, (200,), channels=16, keys=64, classes=2)[:4]
+    features, labels, keys, key_labels = exact_inputs
+    labels, key_labels = labels.clamp_min(0), key_labels.clamp_min(0)
+
+    def measure(function, dtype):
+        leaves = [t.float().to(dtype).requires_grad_() for t in (features, keys)]
+        loss = function(leaves[0], labels, leaves[1], key_labels)
+        loss.backward()
+        return [loss.detach().double(), *(leaf.grad.double() for leaf in leaves)]
+
+    def simple(*tensors):
+        return plain(*tensors, temperature, denominator)
+
+    def ours(*tensors):
+        return voxel_contrast(*tensors, temperature=temperature, denominator=denominator)
+
+    truth = measure(simple, torch.float64)
+    for own, other, exact in zip(measure(ours, torch.float32), measure(simple, torch.float32), truth):
+        slack = 2e-7 * exact.abs().max()
+        assert (own - exact).abs().max() <= 1.5 * (other - exact).abs().max() + slack
+
+
+def test_small_losses_keep_their_digits():
+    # a voxel on its key, the other class opposite: log(1 + exp(-20)), far below the rounding of 1
+    features = torch.tensor([[[1.0], [0.0]]], requires_grad=True)
+    loss = voxel_contrast(
+        features, torch.tensor([[0]]), torch.tensor([[1.0, 0.0], [-1.0, 0.0]]), torch.tensor([0, 1]),
+        denominator="negatives",
+    )  # fmt: skip
+    assert loss.item() == pytest.approx(math.log1p(math.exp(-20)), rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@DENOMINATORS
+def test_half_precision_is_computed_in_float32(dtype, denominator):
+    features, labels, bank, key_labels, weight = problem(3, (8, 8), dtype=dtype)
+    ours = evaluate(features, labels, bank, key_labels, weight, denominator=denominator)
+    wide = evaluate(features.float(), labels, bank.float(), key_labels, weight.float(), denominator=denominator)
+    assert ours[0].dtype == torch.float32
+    assert torch.equal(ours[0], wide[0])
+    for own, expected in zip(ours[3:], wide[3:]):
+        assert own.dtype == dtype
+        assert torch.equal(own, expected.to(dtype))
+
+
+@DENOMINATORS
+def test_autocast_changes_nothing(denominator):
+    features, labels, bank, key_labels, weight = problem(4, (8, 8), dtype=torch.float32)
+    for reduction in ("mean", "none"):
+        arguments = {"denominator": denominator, "reduction": reduction}
+        expected = evaluate(features, labels, bank, key_labels, weight, **arguments)
+        with torch.autocast("cpu", torch.bfloat16):
+            ours = evaluate(features, labels, bank, key_labels, weight, **arguments)
+        for own, other in zip(ours, expected):
+            assert torch.equal(own, other)
+
+
+@each
+@pytest.mark.parametrize("layout", ["channels_last", "permuted", "expanded", "sliced"])
+def test_strides_do_not_matter(setting, layout):
+    features, labels, bank, key_labels, _ = problem(5, (4, 3, 5))
+    features = {
+        "channels_last": features.contiguous(memory_format=torch.channels_last_3d),
+        "permuted": features.permute(4, 2, 0, 3, 1).contiguous().permute(2, 4, 1, 3, 0),
+        "expanded": features[:1].expand(2, -1, -1, -1, -1),
+        "sliced": torch.cat([features, features], 4)[..., :5],
+    }[layout]
+    ours = evaluate(features, labels, bank, key_labels, **setting)
+    for own, expected in zip(ours, evaluate(features.contiguous(), labels, bank, key_labels, **setting)):
+        torch.testing.assert_close(own, expected, atol=1e-12, rtol=1e-10)
+
+
+@each
+@given(st.integers(0, 2**31))
+@settings(max_examples=10)
+def test_order_and_orientation_do_not_matter(setting, seed):
+    features, labels, bank, key_labels, _ = problem(seed, (3, 4))
+
+    def loss(features, labels, bank, key_labels):
+        return voxel_contrast(features, labels, bank, key_labels, **setting)
+
+    generator = torch.Generator().manual_seed(seed)
+    expected = loss(features, labels, bank, key_labels)
+    order = torch.randperm(len(bank), generator=generator)
+    torch.testing.assert_close(loss(features, labels, bank[order], key_labels[order]), expected)
+    torch.testing.assert_close(loss(features.flip(0, 2), labels.flip(0, 1), bank, key_labels), expected)
+    names = torch.tensor([7, 2, 100, -1])  # any integers will do; -1 maps to itself
+    torch.testing.assert_close(loss(features, names[labels], bank, names[key_labels]), expected)
+    rotation = torch.linalg.qr(torch.randn(5, 5, generator=generator, dtype=torch.float64))[0]
+    turned = torch.einsum("ef,bfhw->behw", rotation, features)
+    torch.testing.assert_close(loss(turned, labels, bank @ rotation.T, key_labels), expected)
+
+
+@DENOMINATORS
+@given(st.integers(0, 2**31), st.floats(1e-6, 1e6))
+@settings(max_examples=10)
+def test_length_does_not_matter_and_the_gradient_is_orthogonal(denominator, seed, scale):
+    features, labels, bank, key_labels, _ = problem(seed, (3, 4))
+    expected = evaluate(features, labels, bank, key_labels, denominator=denominator)
+    scaled = evaluate(scale * features, labels, bank / scale, key_labels, denominator=denominator)
+    torch.testing.assert_close(scaled[0], expected[0])
+    torch.testing.assert_close(scale * scaled[3], expected[3], atol=1e-10, rtol=1e-6)
+    assert (expected[3] * features).sum(1).abs().max() < 1e-10
+    assert (expected[4] * bank).sum(1).abs().max() < 1e-10
+
+
+def test_doubling_the_keys_adds_log_2_to_all_and_to_negatives_shifts_the_odds():
+    features, labels, bank, key_labels, _ = problem(6, (4, 4))
+    labels, key_labels = labels.clamp_min(0), key_labels.clamp_min(0)
+    twice = torch.cat([bank, bank]), torch.cat([key_labels, key_labels])
+    once = voxel_contrast(features, labels, bank, key_labels)
+    torch.testing.assert_close(voxel_contrast(features, labels, *twice), once + math.log(2))
+    # for "negatives" only repeating the positives alone changes nothing
+    loss = {
+        keys: voxel_contrast(features, 0 * labels, *pair, denominator="negatives")
+        for keys, pair in {
+            "once": (bank, key_labels),
+            "positives twice": (
+                torch.cat([bank, bank[key_labels == 0]]),
+                torch.cat([key_labels, key_labels[key_labels == 0]]),
+            ),
+        }.items()
+    }
+    torch.testing.assert_close(loss["once"], loss["positives twice"])
+
+
+@each
+def test_what_does_not_count_has_no_say(setting):
+    features, labels, bank, key_labels, weight = problem(7, (6, 6), missing=1)
+    expected = evaluate(features, labels, bank, key_labels, weight, **setting)
+    away = (labels < 0) | (labels == 2)  # ignored, or of a class without a key
+    spoilt = features.masked_fill(away[:, None], math.nan)
+    keys = bank.masked_fill((key_labels < 0)[:, None], math.nan)
+    ours = evaluate(spoilt, labels, keys, key_labels, weight, **setting)
+    for own, other in zip(ours, expected):
+        torch.testing.assert_close(own, other, atol=0, rtol=0)
+    assert not ours[3].movedim(1, -1)[away].any()
+    assert not ours[4][key_labels < 0].any()
+    assert not ours[5][away].any()
+    assert ours[1] == (~away).sum()
+    assert ours[2] == (labels == 2).sum()
+
+
+@DENOMINATORS
+@pytest.mark.parametrize("impl", ["torch", "reference"])
+@pytest.mark.parametrize("case", ["no keys", "unwritten bank", "nothing labelled", "zero weight", "other classes"])
+def test_nothing_to_do_is_an_attached_zero(denominator, impl, case):
+    features, labels, bank, key_labels, weight = problem(8, (4, 4))
+    bank, key_labels = (bank[:0], key_labels[:0]) if case == "no keys" else (bank, key_labels)
+    key_labels = key_labels.fill_(-1) if case == "unwritten bank" else key_labels
+    labels = labels.fill_(-1) if case == "nothing labelled" else labels
+    labels = labels.fill_(9) if case == "other classes" else labels
+    weight = weight * 0 if case == "zero weight" else weight
+    for reduction in ("mean", "sum", "none"):
+        loss, *_, by_features, by_keys, by_weight = evaluate(
+            features, labels, bank, key_labels, weight, denominator=denominator, impl=impl, reduction=reduction
+        )
+        assert not loss.any()
+        assert not by_features.any()
+        assert not by_keys.any()
+        assert by_weight.isfinite().all()
+
+
+def test_one_class_only_counts_for_all_and_is_skipped_for_negatives():
+    features, labels, bank, _, _ = problem(9, (4, 4))
+    for denominator, counted in (("all", True), ("negatives", False)):
+        loss, stats = voxel_contrast(
+            features, labels.clamp(0, 0), bank, torch.zeros(len(bank), dtype=torch.int64),
+            denominator=denominator, return_stats=True,
+        )  # fmt: skip
+        assert bool(loss > 0) == counted
+        assert (stats.valid.item(), stats.skipped.item()) == ((32, 0) if counted else (0, 32))
+
+
+@each
+@pytest.mark.parametrize("size", [0.0, 1e-30, 1e-6, 1e4, 1e15])
+def test_extreme_features_give_numbers(setting, size):
+    features, labels, bank, key_labels, _ = problem(10, (4, 4), dtype=torch.float32)
+    if not setting.get("normalize", True) and size > 1e4:
+        size = 1e4
+    loss, _, _, by_features, by_keys = evaluate(size * features, labels, bank, key_labels, **setting)
+    assert loss.isfinite()
+    assert by_features.isfinite().all()
+    assert by_keys.isfinite().all()
+
+
+@DENOMINATORS
+def test_training_parts_the_classes_and_gathers_each(denominator):
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(1, 4, 40, generator=generator, requires_grad=True)
+    labels = torch.arange(40)[None] % 2
+    keys = F.normalize(torch.randn(8, 4, generator=generator), dim=1)
+
+    def spread():
+        own = F.normalize(features.detach()[0].T, dim=1)
+        distance = torch.cdist(own, own)
+        same = labels[0][:, None] == labels[0]
+        return distance[~same].mean(), distance[same].mean()
+
+    between, within = spread()
+    for _ in range(30):
+        (gradient,) = torch.autograd.grad(
+            voxel_contrast(features, labels, keys, torch.arange(8) % 2, denominator=denominator, reduction="sum"),
+            features,
+        )
+        features.data -= 0.05 * gradient
+    later_between, later_within = spread()
+    assert later_between > between
+    assert later_within < within
+
+
+@DENOMINATORS
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_a_second_derivative_is_refused(denominator, reduction):
+    features, labels, bank, key_labels, _ = problem(11, (4, 4))
+    loss = voxel_contrast(features.requires_grad_(), labels, bank, key_labels, reduction=reduction)
+    (gradient,) = torch.autograd.grad(loss.square().sum(), features, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"no second derivative|voxel_contrast_backward"):
+        gradient.square().sum().backward()
+
+
+@DENOMINATORS
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_the_operator_keeps_its_promises_to_torch(denominator, reduction):
+    features, labels, bank, key_labels, weight = problem(12, (16,), dtype=torch.float32)
+    arguments = (
+        features.requires_grad_(), labels, bank.requires_grad_(), key_labels, weight.requires_grad_(),
+        0.1, -1, True, denominator, reduction, True,
+    )  # fmt: skip
+    checks = ("test_schema", "test_faketensor", "test_autograd_registration")
+    result = torch.library.opcheck(torch.ops.ssmis.voxel_contrast.default, arguments, test_utils=checks)
+    assert set(result.values()) == {"SUCCESS"}
+
+
+@DENOMINATORS
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.filterwarnings("ignore")
+def test_it_compiles_into_one_graph(denominator, reduction):
+    features, labels, bank, key_labels, weight = problem(13, (4, 3, 2), dtype=torch.float32)
+
+    def loss(features, keys):
+        scaled = voxel_contrast(
+            2 * features, labels, keys, key_labels, weight=weight, denominator=denominator, reduction=reduction
+        )
+        return scaled.square().sum()
+
+    results = []
+    for function in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
+        leaves = [t.clone().requires_grad_() for t in (features, bank)]
+        value = function(*leaves)
+        value.backward()
+        results.append([value.detach(), *(leaf.grad for leaf in leaves)])
+    for own, expected in zip(*results):
+        torch.testing.assert_close(own, expected)
+
+
+def test_every_output_is_written():
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)  # fills fresh memory with NaN
+    try:
+        for denominator in ("all", "negatives"):
+            for part in evaluate(*problem(14, (5, 5), dtype=torch.float32), denominator=denominator):
+                assert part.isfinite().all()
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+def test_without_gradient_nothing_is_recorded():
+    features, labels, bank, key_labels, _ = problem(15, (4, 4))
+    expected = voxel_contrast(features.requires_grad_(), labels, bank, key_labels)
+    with torch.no_grad():
+        loss = voxel_contrast(features, labels, bank, key_labels)
+    assert expected.requires_grad
+    assert not loss.requires_grad
+    torch.testing.assert_close(loss, expected.detach())
+
+
+def test_triton_says_why_it_cannot_run():
+    features, labels, bank, key_labels, _ = problem(16, (4, 4))
+    assert len(reasons(features)) >= 2
+    with pytest.raises(RuntimeError, match="no Triton kernel.*not on a GPU"):
+        voxel_contrast(features, labels, bank, key_labels, impl="triton")
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"features": torch.zeros(2, 5)}, "features is"),
+        ({"features": torch.zeros(2, 5, 4, dtype=torch.int64)}, "features is"),
+        ({"labels": torch.zeros(2, 1, 4, dtype=torch.int64)}, "labels has shape"),
+        ({"labels": torch.zeros(2, 4)}, "labels has dtype"),
+        ({"keys": torch.zeros(3, 6)}, r"keys is .* expected floating point \(M, 5\)"),
+        ({"key_labels": torch.zeros(4, dtype=torch.int64)}, "key_labels is"),
+        ({"key_labels": torch.zeros(3)}, "key_labels is"),
+        ({"weight": torch.ones(2, 5)}, "weight is"),
+        ({"temperature": 0.0}, "temperature is"),
+        ({"denominator": "some"}, "denominator is"),
+        ({"reduction": "pooled"}, "reduction is"),
+        ({"impl": "cuda"}, "impl is"),
+        ({"keys": torch.zeros(3, 5, device="meta")}, "keys is on meta"),
+    ],
+)
+def test_wrong_arguments_are_named(change, match):
+    arguments = {
+        "features": torch.zeros(2, 5, 4), "labels": torch.zeros(2, 4, dtype=torch.int64),
+        "keys": torch.zeros(3, 5), "key_labels": torch.zeros(3, dtype=torch.int64), **change,
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=match):
+        voxel_contrast(**arguments)
