@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From feature maps to class vectors: means, and random reliable samples of a fixed number."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ssmis._checks import check_labels, check_mask
+
+
+def class_means(features: Tensor, labels: Tensor, *, classes: int, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    r"""Mean feature of each class over the voxels of the batch.
+
+    $\mu_k = \frac{1}{n_k} \sum_{v : y_v = k} f_v$. The mean of a constant map does not depend on the mask's size.
+
+    Args:
+        features: `(B, E, *S)`; half precision is summed in float32.
+        labels: integer `(B, *S)`; a voxel outside 0..K-1, such as -1, takes no part.
+        classes: K.
+        mask: bool `(B, *S)`; voxels outside take no part. None is all voxels.
+
+    Returns:
+        Means `(K, E)`, at least float32, and int64 counts `(K,)`.
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit.
+
+    Gradient: to features.
+    Empty case: a class without a voxel has a zero row and count 0.
+    """
+    flat, flat_labels = _flatten(features, labels, mask, classes)
+    with torch.autocast(features.device.type, enabled=False):
+        flat = flat.to(torch.promote_types(flat.dtype, torch.float32))
+        member = flat_labels[:, None] == torch.arange(classes, device=labels.device)[:, None]  # (B, K, V)
+        used = flat.where(member.any(1, keepdim=True), 0)
+        sums = (member.to(flat.dtype) @ used.transpose(1, 2)).sum(0)
+    counts = member.sum((0, 2))
+    return sums / counts.clamp_min(1)[:, None], counts
+
+
+@torch.no_grad()
+def sample_per_class(
+    features: Tensor,
+    labels: Tensor,
+    *,
+    classes: int,
+    per_class: int = 32,
+    mask: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Draw at most `per_class` random voxels of each class from each volume; the output's size never changes.
+
+    Args:
+        features: `(B, E, *S)`.
+        labels: integer `(B, *S)`; a voxel outside 0..K-1, such as -1, is not drawn.
+        classes: K.
+        per_class: vectors a class and volume, at least 1.
+        mask: bool `(B, *S)`; voxels outside are not drawn. None is all voxels.
+        generator: of the draw; None is torch's global generator.
+
+    Returns:
+        L2-normalised vectors `(B * K * per_class, E)`, at least float32, in the order volume, class, slot, and int64
+        labels `(B * K * per_class,)`; an unused slot is a zero vector with label -1.
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit, or per_class < 1.
+
+    Gradient: none, the vectors are detached.
+    Empty case: a class without a voxel leaves all its slots unused.
+    """
+    if per_class < 1:
+        raise ValueError(f"per_class is {per_class}; expected at least 1")
+    flat, flat_labels = _flatten(features, labels, mask, classes)
+    device = flat.device
+    scores = torch.rand(flat_labels.shape, generator=generator, device=generator.device if generator else device)
+    member = flat_labels[:, None] == torch.arange(classes, device=device)[:, None]  # (B, K, V)
+    drawn = min(per_class, flat.shape[2])
+    best, voxels = scores.to(device)[:, None].where(member, -1).topk(drawn, dim=2)  # (B, K, drawn)
+    used = best >= 0
+    index = voxels.flatten(1)[:, None].expand(-1, flat.shape[1], -1)  # (B, E, K * drawn)
+    vectors = flat.gather(2, index).transpose(1, 2).unflatten(1, (classes, drawn))  # (B, K, drawn, E)
+    vectors = F.normalize(vectors.to(torch.promote_types(flat.dtype, torch.float32)), dim=3).where(used[..., None], 0)
+    vector_labels = torch.arange(classes, device=device)[:, None].where(used, -1)
+    vectors = F.pad(vectors, (0, 0, 0, per_class - drawn))
+    return vectors.flatten(0, 2), F.pad(vector_labels, (0, per_class - drawn), value=-1).flatten()
+
+
+def _flatten(features: Tensor, labels: Tensor, mask: Tensor | None, classes: int) -> tuple[Tensor, Tensor]:
+    if features.ndim < 3 or not features.is_floating_point():
+        raise ValueError(
+            f"features is {features.dtype} of shape {tuple(features.shape)}; expected floating point (B, E, *S)"
+        )
+    if classes < 1:
+        raise ValueError(f"classes is {classes}; expected at least 1")
+    check_labels(labels, features, maps_name="features")
+    check_mask(mask, features, maps_name="features")
+    if mask is not None:
+        labels = labels.where(mask, -1)
+    return features.flatten(2), labels.flatten(1)

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Class means and samples of a fixed number."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import make_labels, make_logits, make_mask, sizes
+
+from ssmis.memory import class_means, sample_per_class
+
+
+@given(st.integers(0, 2**31), st.integers(1, 4), sizes(), st.booleans())
+def test_class_means_equal_a_loop(seed, classes, size, with_mask):
+    features = make_logits(seed, 2, 5, size).double()
+    labels = make_labels(seed, 2, classes, size, low=-1)
+    mask = make_mask(seed, 2, size) if with_mask else None
+    means, counts = class_means(features, labels, classes=classes, mask=mask)
+    flat = features.movedim(1, -1)
+    for k in range(classes):
+        own = flat[(labels == k) & (True if mask is None else mask)]
+        assert counts[k] == len(own)
+        torch.testing.assert_close(means[k], own.mean(0) if len(own) else torch.zeros(5, dtype=torch.float64))
+
+
+@given(st.integers(0, 2**31), st.floats(0.05, 1))
+def test_the_mean_of_a_constant_map_does_not_depend_on_the_mask(seed, share):
+    features = torch.arange(3.0).view(1, 3, 1, 1).expand(2, 3, 6, 6)
+    mask = torch.rand(2, 6, 6, generator=torch.Generator().manual_seed(seed)) < share
+    means, counts = class_means(features, torch.zeros(2, 6, 6, dtype=torch.int64), classes=2, mask=mask)
+    torch.testing.assert_close(means[0], torch.arange(3.0) * (counts[0] > 0))
+    assert not means[1].any()
+
+
+def test_class_means_pass_gradient_to_the_voxels_used():
+    features = make_logits(0, 1, 3, (4, 4)).requires_grad_()
+    labels = make_labels(0, 1, 2, (4, 4), low=-1)
+    class_means(features, labels, classes=2)[0].sum().backward()
+    assert torch.equal(features.grad.abs().sum(1) > 0, labels >= 0)
+
+
+def test_numbers_outside_the_mask_do_not_matter():
+    features = make_logits(0, 1, 3, (4,))
+    labels = torch.tensor([[0, 1, -1, 0]])
+    spoilt = features.clone()
+    spoilt[..., 2] = float("nan")
+    assert torch.equal(*(class_means(f, labels, classes=2)[0] for f in (features, spoilt)))
+
+
+@given(st.integers(0, 2**31), st.integers(1, 4), sizes(), st.integers(1, 8), st.booleans())
+def test_samples_are_voxels_of_their_class_and_volume(seed, classes, size, per_class, with_mask):
+    features = make_logits(seed, 2, 5, size).requires_grad_()
+    labels = make_labels(seed, 2, classes, size, low=-1)
+    mask = make_mask(seed, 2, size) if with_mask else None
+    vectors, vector_labels = sample_per_class(features, labels, classes=classes, per_class=per_class, mask=mask)
+    assert vectors.shape == (2 * classes * per_class, 5)
+    assert vector_labels.shape == (2 * classes * per_class,)
+    assert not vectors.requires_grad
+    directions = torch.nn.functional.normalize(features.detach(), dim=1).movedim(1, -1)
+    slots = zip(vectors.view(2, classes, per_class, 5), vector_labels.view(2, classes, per_class))
+    for volume, (own_vectors, own_labels) in enumerate(slots):
+        for k in range(classes):
+            inside = (labels[volume] == k) & (True if mask is None else mask[volume])
+            count = min(int(inside.sum()), per_class)
+            assert own_labels[k].tolist() == [k] * count + [-1] * (per_class - count)
+            assert not own_vectors[k][count:].any()
+            distance = torch.cdist(own_vectors[k][:count], directions[volume][inside])
+            assert (distance < 1e-5).any(1).all()
+            # no voxel is drawn twice
+            assert len(own_vectors[k][:count].unique(dim=0)) == count
+
+
+def test_the_generator_decides_and_every_voxel_is_drawn_at_times():
+    features, labels = make_logits(0, 1, 4, (30,)), torch.zeros(1, 30, dtype=torch.int64)
+
+    def draw(seed):
+        generator = torch.Generator().manual_seed(seed)
+        return sample_per_class(features, labels, classes=1, per_class=3, generator=generator)[0]
+
+    assert torch.equal(draw(0), draw(0))
+    assert len(torch.cat([draw(seed) for seed in range(100)]).unique(dim=0)) == 30
+
+
+@pytest.mark.parametrize("function", [class_means, sample_per_class])
+def test_wrong_shapes_are_named(function):
+    features, labels = torch.zeros(1, 3, 4, 4), torch.zeros(1, 4, 4, dtype=torch.int64)
+    with pytest.raises(ValueError, match="labels has shape"):
+        function(features, labels[:, :2], classes=2)
+    with pytest.raises(ValueError, match="mask is"):
+        function(features, labels, classes=2, mask=torch.ones(1, 4, 4))
+    with pytest.raises(ValueError, match="features is"):
+        function(features.long(), labels, classes=2)
+    with pytest.raises(ValueError, match="classes is 0"):
+        function(features, labels, classes=0)
+
+
+def test_no_slots_are_refused():
+    with pytest.raises(ValueError, match="per_class"):
+        sample_per_class(torch.zeros(1, 3, 4), torch.zeros(1, 4, dtype=torch.int64), classes=2, per_class=0)
