@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From files to batches: cases and layouts, cache, sampling, crops, augmentation, phantom."""
+
+from ssmis.data.augment import Augment, Intensity
+from ssmis.data.batch import Batch
+from ssmis.data.batches import BatchMaker
+from ssmis.data.cache import Cache, Entry
+from ssmis.data.cases import Case, DataError, Split, Volume, check_no_overlap, check_volume
+from ssmis.data.crop import Crop, CropPicker, crop_volume
+from ssmis.data.geometry import Geometry, affine, affine_matrices
+from ssmis.data.intensity import (
+    add_noise,
+    adjust_brightness,
+    adjust_contrast,
+    adjust_gamma,
+    bias_field,
+    coarse_field,
+    gaussian_blur,
+)
+from ssmis.data.la import find_la, la_cases, la_split, load_la, read_list, write_la
+from ssmis.data.phantom import atrium_phantom, write_phantoms
+from ssmis.data.prefetch import Prefetch
+from ssmis.data.resample import area_downsample, majority_downsample, scaled_size, upsample_probs
+from ssmis.data.sampling import TwoStreamSampler, batch_key
+
+__all__ = [
+    "Augment",
+    "Batch",
+    "BatchMaker",
+    "Cache",
+    "Case",
+    "Crop",
+    "CropPicker",
+    "DataError",
+    "Entry",
+    "Geometry",
+    "Intensity",
+    "Prefetch",
+    "Split",
+    "TwoStreamSampler",
+    "Volume",
+    "add_noise",
+    "adjust_brightness",
+    "adjust_contrast",
+    "adjust_gamma",
+    "affine",
+    "affine_matrices",
+    "area_downsample",
+    "atrium_phantom",
+    "batch_key",
+    "bias_field",
+    "check_no_overlap",
+    "check_volume",
+    "coarse_field",
+    "crop_volume",
+    "find_la",
+    "gaussian_blur",
+    "la_cases",
+    "la_split",
+    "load_la",
+    "majority_downsample",
+    "read_list",
+    "scaled_size",
+    "upsample_probs",
+    "write_la",
+    "write_phantoms",
+]

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Random augmentation of a whole batch, wherever it lives: a generator draws, the functions beside this file apply."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Generator, Tensor
+
+from ssmis.data.geometry import Geometry, affine, affine_matrices
+from ssmis.data.intensity import (
+    add_noise,
+    adjust_brightness,
+    adjust_contrast,
+    adjust_gamma,
+    bias_field,
+    coarse_field,
+    gaussian_blur,
+)
+
+Range = tuple[float, float]
+Operation = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Intensity:
+    """Random changes of intensity; each volume gets each of them with `probability`.
+
+    Attributes:
+        probability: chance of each operation, drawn anew for every volume and operation.
+        gamma: exponents, drawn evenly in the logarithm.
+        brightness: greatest shift, in standard deviations of the image.
+        contrast: factors about the mean.
+        noise: greatest standard deviation of the noise, in units of the (z-scored) image.
+        blur: greatest standard deviation of the blur, in voxels.
+        bias: greatest logarithm of the bias field's gain.
+    """
+
+    probability: float = 0.5
+    gamma: Range = (0.8, 1.25)
+    brightness: float = 0.1
+    contrast: Range = (0.85, 1.2)
+    noise: float = 0.05
+    blur: float = 0.0
+    bias: float = 0.0
+
+    def __call__(self, images: Tensor, generator: Generator) -> Tensor:
+        """Draw and apply to `(B, C, *S)`; the input stays as it is."""
+        draw = _Draw(len(images), generator)
+        coarse = torch.randn(len(images), 1, *[4] * (images.ndim - 2), generator=generator)
+        field = coarse_field(coarse, draw.uniform(0, self.bias))
+        steps: list[tuple[bool, Operation, Tensor]] = [
+            (self.bias > 0, bias_field, field),
+            (self.gamma != (1, 1), adjust_gamma, draw.log_uniform(*self.gamma)),
+            (self.contrast != (1, 1), adjust_contrast, draw.uniform(*self.contrast)),
+            (self.brightness > 0, adjust_brightness, draw.uniform(-self.brightness, self.brightness)),
+            (self.blur > 0, gaussian_blur, draw.uniform(0, self.blur)),
+            (
+                self.noise > 0,
+                lambda some, std: add_noise(some, draw.normal_like(some), std),
+                draw.uniform(0, self.noise),
+            ),
+        ]
+        for active, operation, values in steps:
+            chosen = draw.chance(self.probability if active else 0.0).nonzero().flatten()
+            if len(chosen):
+                there = chosen.to(images.device)
+                images = images.index_copy(0, there, operation(images[there], values[chosen]))
+        return images
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Random geometry, the same for image, label and mask, then random intensity.
+
+    Attributes:
+        flip_axes: spatial axes that are flipped, each with chance 1/2; axes that do not exist are left out.
+        rot90: quarter turns in the plane of the first two spatial axes; half turns only where it is not square.
+        affine_probability: chance of an affine map, for each volume. It costs an interpolation; labels that come
+            from outside are -1.
+        degrees: greatest rotation in each plane.
+        zoom: range of scale factors.
+        shift: greatest shift, as a share of each axis.
+        intensity: what happens to the intensities.
+    """
+
+    flip_axes: tuple[int, ...] = (0, 1, 2)
+    rot90: bool = True
+    affine_probability: float = 0.0
+    degrees: float = 15.0
+    zoom: Range = (0.85, 1.2)
+    shift: float = 0.05
+    intensity: Intensity = field(default_factory=Intensity)
+
+    @classmethod
+    def none(cls) -> "Augment":
+        """Change nothing."""
+        return cls(flip_axes=(), rot90=False, intensity=Intensity(probability=0.0))
+
+    @classmethod
+    def weak(cls) -> "Augment":
+        """Flips, quarter turns and slight changes of intensity."""
+        return cls()
+
+    @classmethod
+    def strong(cls) -> "Augment":
+        """Affine maps for every third volume, and gamma, contrast, noise, blur and bias fields that are easy to see."""
+        return cls(
+            affine_probability=0.3,
+            intensity=Intensity(gamma=(0.5, 2.0), brightness=0.5, contrast=(0.6, 1.6), noise=0.25, blur=1.0, bias=0.6),
+        )
+
+    def __call__(
+        self, images: Tensor, generator: Generator, labels: Tensor | None = None, valid: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Geometry and intensity; arguments and result as for `move`."""
+        images, labels, valid = self.move(images, generator, labels, valid)
+        return self.intensity(images, generator), labels, valid
+
+    def draw(self, images: Tensor, generator: Generator) -> Geometry:
+        """Draw flips and quarter turns for `(B, C, *S)`."""
+        count, dims = len(images), images.ndim - 2
+        coins = torch.rand(count, dims, generator=generator) < 0.5
+        turns = torch.randint(4, (count,), generator=generator).tolist()
+        flips = [tuple(axis for axis in self.flip_axes if axis < dims and row[axis]) for row in coins.tolist()]
+        if images.shape[2] != images.shape[3]:
+            turns = [turn // 2 * 2 for turn in turns]
+        return Geometry(tuple(flips), tuple(turns if self.rot90 else [0] * count), dims)
+
+    def move(
+        self, images: Tensor, generator: Generator, labels: Tensor | None = None, valid: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Only the geometry.
+
+        Args:
+            images: `(B, C, *S)`.
+            generator: on the CPU, whatever device the images are on.
+            labels: int64 `(B, *S)`, -1 where unknown.
+            valid: bool `(B, *S)`.
+        """
+        geometry = self.draw(images, generator)
+        images = geometry.apply(images)
+        labels = None if labels is None else geometry.apply(labels)
+        valid = None if valid is None else geometry.apply(valid)
+        draw = _Draw(len(images), generator)
+        dims = images.ndim - 2
+        degrees = torch.stack([draw.uniform(-self.degrees, self.degrees) for _ in range(1 if dims == 2 else 3)], 1)
+        zoom = draw.log_uniform(*self.zoom)
+        shifts = torch.stack([draw.uniform(-self.shift, self.shift) * length for length in images.shape[2:]], 1)
+        index = draw.chance(self.affine_probability).nonzero().flatten()
+        if len(index):
+            there = index.to(images.device)
+            matrices = affine_matrices(degrees, zoom, shifts)[index].to(images.device)
+            own_labels = None if labels is None else labels[there]
+            moved, own_labels, own_valid = affine(
+                images[there], matrices, own_labels, None if valid is None else valid[there]
+            )
+            images = images.index_copy(0, there, moved)
+            labels = labels if labels is None or own_labels is None else labels.index_copy(0, there, own_labels)
+            valid = valid if valid is None or own_valid is None else valid.index_copy(0, there, own_valid)
+        return images, labels, valid
+
+
+class _Draw:
+    """Random parameters, one a volume; drawn on the CPU, so that they are the same on every device."""
+
+    def __init__(self, count: int, generator: Generator) -> None:
+        self.count = count
+        self.generator = generator
+
+    def uniform(self, low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(self.count, generator=self.generator)
+
+    def log_uniform(self, low: float, high: float) -> Tensor:
+        return low * (high / low) ** torch.rand(self.count, generator=self.generator)
+
+    def chance(self, probability: float) -> Tensor:
+        return torch.rand(self.count, generator=self.generator) < probability
+
+    def normal_like(self, images: Tensor) -> Tensor:
+        """Standard normal noise, made where the images are."""
+        seed = int(torch.randint(2**62, (), generator=self.generator))
+        own = Generator(images.device).manual_seed(seed)
+        return torch.randn(images.shape, generator=own, device=images.device, dtype=images.dtype)

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a case is: an image, perhaps a label, a spacing and an id; and how cases are split."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class DataError(ValueError):
+    """Something is wrong with the data on disk; the message names the file."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One case on disk.
+
+    Attributes:
+        id: unique name.
+        image: file that holds the image.
+        label: file that holds the label; None makes the case unlabelled, whatever the image file may hold besides.
+        spacing_mm: voxel size in mm, in the order of the spatial axes.
+    """
+
+    id: str
+    image: Path
+    label: Path | None
+    spacing_mm: tuple[float, ...]
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the label of this case may be read."""
+        return self.label is not None
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A decoded case: image float32 `(C, *S)`, label uint8 `(*S)` or None, spacing in mm."""
+
+    image: NDArray[np.float32]
+    label: NDArray[np.uint8] | None
+    spacing_mm: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Cases by role; no case has two roles, and unlabelled ones carry no label path.
+
+    Raises:
+        DataError: a case is in two of the four groups, or twice in one.
+    """
+
+    labelled: tuple[Case, ...]
+    unlabelled: tuple[Case, ...] = ()
+    val: tuple[Case, ...] = ()
+    test: tuple[Case, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_no_overlap(**{name: [case.id for case in group] for name, group in vars(self).items()})
+
+
+def check_no_overlap(**groups: Sequence[str]) -> None:
+    """Raise DataError if an id is in two of the named groups, or twice in one."""
+    seen: dict[str, str] = {}
+    for group, ids in groups.items():
+        for case in ids:
+            if case in seen:
+                where = f"twice in {group}" if seen[case] == group else f"in both {seen[case]} and {group}"
+                raise DataError(f"case {case!r} is {where}")
+            seen[case] = group
+
+
+def check_volume(volume: Volume, source: object, *, classes: int) -> None:
+    """Raise DataError, naming `source`, for values or shapes that no training can use.
+
+    Args:
+        volume: what was read.
+        source: the file, for messages.
+        classes: number of classes K; labels must lie in 0..K-1.
+    """
+    image, label = volume.image, volume.label
+    bad = image.size - int(np.isfinite(image).sum())
+    if bad:
+        raise DataError(f"{source}: the image has {bad} NaN or infinite voxels of {image.size}")
+    if label is None:
+        return
+    if label.shape != image.shape[1:]:
+        raise DataError(f"{source}: the label has shape {label.shape}; expected {image.shape[1:]} to match the image")
+    found = np.flatnonzero(np.bincount(label.ravel()))
+    if found.size and found[-1] >= classes:
+        raise DataError(f"{source}: the label has values {found.tolist()}; expected 0 to {classes - 1}")
