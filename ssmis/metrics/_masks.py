@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Masks and label maps as numpy arrays, checked once for all metrics."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+Array = npt.NDArray[Any]
+ArrayLike = Array | torch.Tensor
+
+
+def as_array(values: ArrayLike) -> Array:
+    """Return `values` as a numpy array; a tensor is brought to the host."""
+    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+
+
+def mask_pair(prediction: ArrayLike, reference: ArrayLike) -> tuple[Array, Array]:
+    """Return two bool arrays of one shape.
+
+    Raises:
+        ValueError: a mask is not bool (a label map would count its classes as one) or the shapes differ.
+    """
+    masks = as_array(prediction), as_array(reference)
+    for name, mask in zip(("prediction", "reference"), masks):
+        if mask.dtype != np.bool_:
+            raise ValueError(f"{name} has dtype {mask.dtype}; expected a bool mask, for example `labels == 1`")
+    _check_shapes(*masks)
+    return masks
+
+
+def label_pair(prediction: ArrayLike, reference: ArrayLike) -> tuple[Array, Array]:
+    """Return two integer arrays of one shape; where the reference is -1 (not annotated) the prediction is too.
+
+    Raises:
+        ValueError: a label map is not of integers or the shapes differ.
+    """
+    labels = as_array(prediction), as_array(reference)
+    for name, array in zip(("prediction_labels", "reference_labels"), labels):
+        if not np.issubdtype(array.dtype, np.integer):
+            raise ValueError(f"{name} has dtype {array.dtype}; expected integer class indices")
+    _check_shapes(*labels, suffix="_labels")
+    outside = labels[1] < 0
+    return (np.where(outside, -1, labels[0].astype(np.int64)), labels[1]) if outside.any() else labels
+
+
+def spacing_of(spacing_mm: Sequence[float], ndim: int) -> Array:
+    """Return the spacing as float64, one positive number per axis.
+
+    Raises:
+        ValueError: another count than `ndim`, or a value that is not positive and finite.
+    """
+    spacing = np.asarray([float(value) for value in spacing_mm], dtype=np.float64)
+    if len(spacing) != ndim or not (np.isfinite(spacing) & (spacing > 0)).all():
+        raise ValueError(f"spacing_mm is {tuple(spacing_mm)}; expected {ndim} positive numbers, one per axis")
+    return spacing
+
+
+def _check_shapes(prediction: Array, reference: Array, *, suffix: str = "") -> None:
+    if prediction.shape != reference.shape:
+        raise ValueError(
+            f"prediction{suffix} has shape {prediction.shape}; expected {reference.shape} to match reference{suffix}"
+        )
