@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The contract between a method and the training loop."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ssmis.data.batch import Batch
+from ssmis.nets.output import NetOutput
+from ssmis.uncertainty import entropy_of_probs
+
+
+@dataclass(frozen=True)
+class Term:
+    """One term of a loss: a float32 scalar, its weight, and the names of the students it must train."""
+
+    value: Tensor
+    weight: float
+    reaches: tuple[str, ...]
+
+
+class Terms(Mapping[str, Term]):
+    """The named terms of one step, in the order they were added; the engine adds them up and checks them."""
+
+    def __init__(self) -> None:
+        self._terms: dict[str, Term] = {}
+
+    def add(self, name: str, value: Tensor, weight: float = 1.0, *, reaches: Sequence[str]) -> None:
+        """Add a term.
+
+        Raises:
+            ValueError: the name is taken, the value is no scalar, or `reaches` is empty.
+        """
+        if name in self._terms:
+            raise ValueError(f"term {name!r} was added twice")
+        if value.ndim != 0:
+            raise ValueError(f"term {name!r} has shape {tuple(value.shape)}; expected a scalar")
+        if not reaches:
+            raise ValueError(f"term {name!r} reaches no student; name the ones it must train")
+        self._terms[name] = Term(value.float(), float(weight), tuple(reaches))
+
+    def total(self) -> Tensor:
+        """Weighted sum of the terms with weight > 0; a scalar that carries gradient."""
+        live = [term.weight * term.value for term in self._terms.values() if term.weight > 0]
+        if not live:
+            raise ValueError("no term has a weight > 0")
+        return torch.stack(live).sum()
+
+    def __getitem__(self, name: str) -> Term:
+        return self._terms[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._terms)
+
+    def __len__(self) -> int:
+        return len(self._terms)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Class probabilities `(B, K, *S)` and an uncertainty map `(B, *S)` in [0, 1] (normalised entropy)."""
+
+    probs: Tensor
+    uncertainty: Tensor
+
+    @classmethod
+    def from_probs(cls, probs: Tensor) -> "Prediction":
+        """Wrap probabilities; the uncertainty is their entropy over log K."""
+        return cls(probs, entropy_of_probs(probs))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A named phase of training with its share of the run; `reset_optimizer` starts it with a fresh optimiser."""
+
+    name: str
+    share: float
+    reset_optimizer: bool = False
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """What a recipe may use when a stage begins: the stage, the step it starts at and the run folder."""
+
+    stage: Stage
+    step: int
+    folder: Path
+
+
+class Recipe(nn.Module):
+    """A method: owns its students, teachers and banks as submodules, so `state_dict()` is the whole method.
+
+    Subclasses write `forward(batch, progress) -> Terms`. Forward changes no buffer but BatchNorm's; what banks or
+    teachers learn is collected there and written in `after_step`, which runs once per applied step.
+
+    Args:
+        students: name -> trained net, each returning a `NetOutput`.
+        predict_with: names of the students averaged in `predict`; default: all.
+    """
+
+    def __init__(self, students: Mapping[str, nn.Module], *, predict_with: Sequence[str] | None = None) -> None:
+        super().__init__()
+        self.students = nn.ModuleDict(students)
+        self.predict_with = tuple(predict_with or self.students)
+        unknown = set(self.predict_with) - set(self.students)
+        if unknown:
+            raise ValueError(f"predict_with names {sorted(unknown)}; the students are {list(self.students)}")
+
+    def forward(self, batch: Batch, progress: float) -> Terms:
+        """Compute the terms of one step; `progress` in [0, 1] is the share of the run that is over."""
+        raise TypeError(f"{type(self).__name__} must define forward(batch, progress) -> Terms")
+
+    def begin_step(self) -> None:
+        """Forget what a skipped step collected; runs once before the forward passes of every step."""
+
+    def after_step(self, progress: float) -> None:
+        """Update teachers and banks; runs once per applied step, after a skipped step not at all."""
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Optimiser groups; norms and biases get no weight decay when the engine's optimiser decouples it."""
+        decay = [p for p in self.parameters() if p.requires_grad and p.ndim > 1]
+        flat = [p for p in self.parameters() if p.requires_grad and p.ndim <= 1]
+        return [{"params": decay}, {"params": flat, "is_flat": True}]
+
+    def stages(self) -> tuple[Stage, ...]:
+        """Phases of training; their shares add up to 1."""
+        return (Stage("train", 1.0),)
+
+    def begin_stage(self, context: StageContext) -> None:
+        """Prepare a stage; everything written goes into the run folder."""
+
+    def deployed(self) -> Mapping[str, nn.Module]:
+        """The nets that predict: name -> net."""
+        return {name: self.students[name] for name in self.predict_with}
+
+    @torch.no_grad()
+    def predict(self, images: Tensor) -> Prediction:
+        """Mean softmax of the deployed nets for `(B, C, *S)` images, in eval mode; deterministic."""
+        probs: Tensor | None = None
+        nets = self.deployed()
+        for net in nets.values():
+            was_training = net.training
+            output: NetOutput = net.eval()(images)
+            net.train(was_training)
+            own = output.logits.float().softmax(1)
+            probs = own if probs is None else probs + own
+        if probs is None:
+            raise ValueError("no net to predict with")
+        return Prediction.from_probs(probs / len(nets))

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two nets that teach each other with hard pseudo-labels."""
+
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+
+from ssmis.data.batch import Batch
+from ssmis.losses import dice_ce, pseudo_ce
+from ssmis.recipes._nets import two_nets
+from ssmis.recipes.base import Recipe, Terms
+from ssmis.registry import RECIPES
+from ssmis.schedules import gaussian_ramp
+
+
+@RECIPES.register("cross_pseudo")
+class CrossPseudo(Recipe):
+    """Supervised loss plus cross-entropy of each net on the other's argmax, on the unlabelled volumes.
+
+    Args:
+        nets: name -> net, two; default: ResNet-34 encoder-decoder and V-Net of width 16.
+        cross_weight: weight of the cross term at the end of its ramp.
+        ramp_end: progress at which the ramp exp(-5 (1 - t)^2) reaches 1.
+        predict_with: names of the nets averaged in `predict`; default: both.
+
+    Paper: Chen et al., "Semi-Supervised Semantic Segmentation with Cross Pseudo Supervision", CVPR 2021
+        (arXiv 2106.01226). Differs from the paper: two architectures, a ramp, the cross term on unlabelled volumes
+        only, soft Dice besides cross-entropy.
+    """
+
+    def __init__(
+        self,
+        nets: Mapping[str, nn.Module] | None = None,
+        *,
+        cross_weight: float = 1.0,
+        ramp_end: float = 0.4,
+        predict_with: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__(two_nets(nets), predict_with=predict_with)
+        self.cross_weight, self.ramp_end = cross_weight, ramp_end
+
+    def forward(self, batch: Batch, progress: float) -> Terms:
+        """Terms `supervised/<net>` and `cross/<net>`."""
+        images = batch.images
+        split = {name: batch.split(net(images).logits) for name, net in self.students.items()}
+        first, second = split
+        weight = self.cross_weight * gaussian_ramp(progress, end=self.ramp_end)
+        terms = Terms()
+        for name, peer in ((first, second), (second, first)):
+            labelled, unlabelled = split[name]
+            terms.add(f"supervised/{name}", dice_ce(labelled, batch.labels), reaches=[name])
+            cross = pseudo_ce(unlabelled, split[peer][1], mask=batch.valid)
+            terms.add(f"cross/{name}", cross, weight, reaches=[name])
+        return terms

@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two different nets, uncertainty-guided pseudo-labels, contrast of uncertain voxels with reliable prototypes."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ssmis._checks import check_choice
+from ssmis.data.batch import Batch
+from ssmis.kernels import voxel_contrast
+from ssmis.losses import Reduction, confidence_disagreement, cosine_consistency, dice_ce, kl_rectified_ce, pseudo_ce
+from ssmis.memory import Bank, sample_per_class
+from ssmis.nets.output import NetOutput
+from ssmis.recipes._nets import two_nets
+from ssmis.recipes.base import Recipe, Terms
+from ssmis.registry import BANKS, RECIPES
+from ssmis.schedules import gaussian_ramp
+from ssmis.uncertainty import lowest_entropy
+from ssmis.uncertainty.masks import Scope
+
+
+@dataclass(frozen=True)
+class DualUncertaintyConfig:
+    """Coefficients of `DualUncertainty`; A is the first net, B the second.
+
+    Attributes:
+        disagreement_weight: of the confidence disagreement, labelled volumes.
+        disagreement_threshold: probability from which a net counts as confident.
+        rectified_weight: of the cross pseudo supervision with KL weight.
+        rectified_into: "both" nets learn from each other, or only the "first" from the second.
+        rectified_on: "unlabelled" volumes, or "all".
+        detach_weight: treat the KL weight as a constant; None: only for more than 4 classes.
+        filtered_weight: of the entropy-filtered supervision.
+        keep_fraction: share of the voxels with the lowest entropy that are kept (q).
+        filter_scope: how voxels are ranked: "volume", "class" (volume and class) or "batch".
+        cosine_weight: of the cosine consistency, unlabelled volumes.
+        contrast_weight: of the contrast at the end of training; ramp exp(-5 (1 - t)^2).
+        temperature: of the contrast.
+        bank: "fifo", "ema" or "batch".
+        slots: prototypes a class, for "fifo".
+        candidates: random reliable voxels a class and volume that enter a bank each step.
+        ramp_end: progress at which the ramp exp(-5 (1 - t)^2) of the unlabelled terms reaches 1; 0: no ramp.
+        reduction: "mean" (a volume, then volumes) or "pooled" over the batch (rank-local under DDP).
+    """
+
+    disagreement_weight: float = 0.5
+    disagreement_threshold: float = 0.6
+    rectified_weight: float = 1.0
+    rectified_into: str = "both"
+    rectified_on: str = "unlabelled"
+    detach_weight: bool | None = None
+    filtered_weight: float = 1.0
+    keep_fraction: float = 0.5
+    filter_scope: Scope = "volume"
+    cosine_weight: float = 0.0
+    contrast_weight: float = 0.1
+    temperature: float = 0.1
+    bank: str = "fifo"
+    slots: int = 256
+    candidates: int = 32
+    ramp_end: float = 0.4
+    reduction: Reduction = "mean"
+
+
+PRESETS = {
+    "paper": DualUncertaintyConfig(),
+    "public_code": DualUncertaintyConfig(
+        rectified_into="first",
+        rectified_on="all",
+        filtered_weight=0.0,
+        cosine_weight=1.0,
+        contrast_weight=0.0,
+        ramp_end=0.0,
+        reduction="pooled",
+    ),
+}
+
+
+@RECIPES.register("dual_uncertainty")
+class DualUncertainty(Recipe):
+    """Dual networks with uncertainty-guided pseudo-labels.
+
+    `sum_n [CE + Dice + 0.5 disagreement]` on labelled volumes, plus a ramp times
+    `sum_n [mean(exp(-D) CE + D) + filtered CE]` on unlabelled ones, plus a ramp times the contrast of uncertain voxels
+    with a bank of reliable ones, n over both nets and D the KL divergence from the peer. `docs/recipes` compares each
+    choice with the paper and with the group's public code.
+
+    Args:
+        nets: name -> net, two; default: ResNet-34 encoder-decoder and V-Net of width 16.
+        preset: "paper" (the description, every term alive) or "public_code" (what the release effectively optimises).
+        predict_with: names of the nets averaged in `predict`; default: both.
+        overrides: fields of `DualUncertaintyConfig`.
+
+    Paper: Lu, Wu, Chaddad, Daqqaq, Kateb, "Enhancing Dual Network Based Semi-Supervised Medical Image Segmentation
+        with Uncertainty-Guided Pseudo-Labeling", Knowledge-Based Systems 2025 (arXiv 2509.13084).
+    """
+
+    def __init__(
+        self,
+        nets: Mapping[str, nn.Module] | None = None,
+        *,
+        preset: str = "paper",
+        predict_with: Sequence[str] | None = None,
+        **overrides: Any,
+    ) -> None:
+        super().__init__(two_nets(nets), predict_with=predict_with)
+        check_choice(preset, tuple(PRESETS), name="preset")
+        self.config = c = replace(PRESETS[preset], **overrides)
+        check_choice(c.rectified_into, ("both", "first"), name="rectified_into")
+        check_choice(c.rectified_on, ("unlabelled", "all"), name="rectified_on")
+        self.banks = nn.ModuleDict()
+        if c.contrast_weight > 0:
+            settings = {"slots": c.slots} if c.bank == "fifo" else {}
+            for name, net in self.students.items():
+                classes, channels = feature_space(name, net)
+                self.banks[name] = BANKS.create(c.bank, classes=classes, channels=channels, **settings)
+        self._candidates: dict[str, list[tuple[Tensor, Tensor]]] = {}
+
+    def forward(self, batch: Batch, progress: float) -> Terms:
+        """Terms `supervised`, `disagreement`, `rectified`, `filtered`, `cosine` and `contrast`, each `/<net>`."""
+        c, images = self.config, batch.images
+        ramp = gaussian_ramp(progress, end=c.ramp_end) if c.ramp_end > 0 else 1.0
+        outputs = {name: net(images) for name, net in self.students.items()}
+        labelled, unlabelled, keep = {}, {}, {}
+        for name, output in outputs.items():
+            labelled[name], unlabelled[name] = batch.split(output)
+            keep[name] = lowest_entropy(
+                unlabelled[name].logits, c.keep_fraction, scope=c.filter_scope, valid=batch.valid
+            )
+        everything = c.rectified_on == "all"
+        everywhere = torch.cat([batch.labels >= 0, valid_voxels(batch)]) if everything else batch.valid
+        first, second = self.students
+        terms = Terms()
+        for name, peer in ((first, second), (second, first)):
+            own_l, peer_l = labelled[name].logits, labelled[peer].logits
+            own_u, peer_u = unlabelled[name].logits, unlabelled[peer].logits
+
+            def add(term: str, value: Tensor, weight: float, name: str = name) -> None:
+                terms.add(f"{term}/{name}", value, weight, reaches=[name])
+
+            add("supervised", dice_ce(own_l, batch.labels, reduction=c.reduction), 1.0)
+            if c.disagreement_weight > 0:
+                gap = confidence_disagreement(
+                    own_l, peer_l, batch.labels, threshold=c.disagreement_threshold, reduction=c.reduction
+                )
+                add("disagreement", gap, c.disagreement_weight)
+            if c.rectified_weight > 0 and (c.rectified_into == "both" or name == first):
+                own, other = (outputs[n].logits if everything else unlabelled[n].logits for n in (name, peer))
+                rectified = kl_rectified_ce(
+                    own, other, detach_weight=c.detach_weight, mask=everywhere, reduction=c.reduction
+                )
+                add("rectified", rectified, c.rectified_weight * ramp)
+            if c.filtered_weight > 0:
+                filtered = pseudo_ce(own_u, peer_u, mask=keep[peer], reduction=c.reduction)
+                add("filtered", filtered, c.filtered_weight * ramp)
+            if c.cosine_weight > 0:
+                cosine = cosine_consistency(own_u, peer_u, mask=batch.valid, reduction=c.reduction)
+                add("cosine", cosine, c.cosine_weight * ramp)
+            if c.contrast_weight > 0:
+                contrast = self._contrast(batch, name, outputs[name], peer_u, keep[peer])
+                add("contrast", contrast, c.contrast_weight * gaussian_ramp(progress))
+        return terms
+
+    def begin_step(self) -> None:
+        """Forget the candidates of a step that was skipped."""
+        self._candidates = {name: [] for name in self.banks}
+
+    def after_step(self, progress: float) -> None:
+        """Write the collected candidates into the banks."""
+        for name, bank in self.banks.items():
+            for vectors, labels in self._candidates.get(name, []):
+                cast(Bank, bank).write(vectors, labels)
+        self.begin_step()
+
+    def _contrast(
+        self, batch: Batch, name: str, output: NetOutput, peer_logits: Tensor, kept_by_peer: Tensor
+    ) -> Tensor:
+        """Contrast of the voxels that the peer is unsure of with the bank of reliable ones; collects candidates."""
+        if output.features is None:
+            raise ValueError(f"net {name!r} returns no features; the contrast needs them (or contrast_weight=0)")
+        guess = output.logits.detach().argmax(1)
+        guess_l, guess_u = batch.split(guess)
+        right = batch.labels.where(guess_l == batch.labels, -1)
+        agreed = peer_logits.detach().argmax(1).where(kept_by_peer, -1)
+        vectors, labels = sample_per_class(
+            output.features,
+            torch.cat([right, agreed]),
+            classes=output.logits.shape[1],
+            per_class=self.config.candidates,
+        )
+        self._candidates.setdefault(name, []).append((vectors, labels))
+        keys, key_labels = self.banks[name](vectors, labels)
+        unsure = guess_u.where(valid_voxels(batch) & ~kept_by_peer, -1)
+        return voxel_contrast(
+            batch.split(output.features)[1],
+            unsure,
+            keys,
+            key_labels,
+            temperature=self.config.temperature,
+            denominator="negatives",
+        )
+
+
+def valid_voxels(batch: Batch) -> Tensor:
+    """Return bool `(U, *S)`: the unlabelled voxels that are not padding."""
+    if batch.valid is not None:
+        return batch.valid
+    return torch.ones_like(batch.unlabelled[:, 0], dtype=torch.bool)
+
+
+def feature_space(name: str, net: nn.Module) -> tuple[int, int]:
+    """Return a net's number of classes and of feature channels, which its bank of prototypes needs.
+
+    Raises:
+        ValueError: the net does not tell.
+    """
+    classes, channels = getattr(net, "classes", None), getattr(net, "channels", None)
+    if not isinstance(classes, int) or not isinstance(channels, int):
+        raise ValueError(
+            f"net {name!r} ({type(net).__name__}) has no integer attributes `classes` and `channels` (of its "
+            "features); the bank of prototypes needs them: set them on the net, or pass contrast_weight=0"
+        )
+    return classes, channels

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+import torch
+from recipes.small import small_nets
+
+from ssmis.recipes import Recipe, Terms
+
+
+def test_terms_add_up_with_their_weights():
+    terms = Terms()
+    terms.add("a", torch.tensor(2.0), 0.5, reaches=["net"])
+    terms.add("b", torch.tensor(3.0), reaches=["net"])
+    terms.add("off", torch.tensor(float("nan")), 0.0, reaches=["net"])
+    assert terms.total() == 4.0
+    assert list(terms) == ["a", "b", "off"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("a", torch.tensor(1.0)), "added twice"),
+        (("b", torch.ones(2)), r"shape \(2,\); expected a scalar"),
+    ],
+)
+def test_terms_refuse(arguments, message):
+    terms = Terms()
+    terms.add("a", torch.tensor(1.0), reaches=["net"])
+    with pytest.raises(ValueError, match=message):
+        terms.add(*arguments, reaches=["net"])
+
+
+def test_terms_must_reach_someone_and_weigh_something():
+    terms = Terms()
+    with pytest.raises(ValueError, match="reaches no student"):
+        terms.add("a", torch.tensor(1.0), reaches=[])
+    terms.add("a", torch.tensor(1.0), 0.0, reaches=["net"])
+    with pytest.raises(ValueError, match="no term has a weight"):
+        terms.total()
+
+
+def test_predict_averages_the_named_nets():
+    nets = small_nets()
+    images = torch.randn(2, 1, 8, 8)
+    alone = {name: Recipe(nets, predict_with=(name,)).predict(images).probs for name in nets}
+    both = Recipe(nets).predict(images).probs
+    assert torch.allclose(both, (alone["resnet"] + alone["vnet"]) / 2)
+    assert not torch.allclose(alone["resnet"], alone["vnet"])
+
+
+def test_weight_decay_groups_split_by_rank():
+    recipe = Recipe(small_nets())
+    decayed, flat = recipe.param_groups()
+    assert all(p.ndim > 1 for p in decayed["params"])
+    assert all(p.ndim <= 1 for p in flat["params"])
+    assert len(decayed["params"]) + len(flat["params"]) == len(list(recipe.parameters()))

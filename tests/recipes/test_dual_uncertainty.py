@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The laws of the dual-network method, on the recipe as a whole."""
+
+import inspect
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from recipes.small import gradients, small_batch, small_nets
+
+from ssmis.recipes import DualUncertainty
+from ssmis.recipes.dual_uncertainty import PRESETS
+
+TERMS = ("supervised", "disagreement", "rectified", "filtered", "contrast")
+
+
+def warmed(recipe, steps=2, **kwargs):
+    """Run steps so that the banks hold something."""
+    for step in range(steps):
+        recipe.begin_step()
+        recipe(small_batch(step, **kwargs), 0.5)
+        recipe.after_step(0.5)
+    return recipe
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("bank", ["fifo", "ema", "batch"])
+def test_every_term_trains_its_net_and_no_other(dims, bank):
+    recipe = warmed(DualUncertainty(small_nets(dims=dims), bank=bank), dims=dims)
+    # confident nets: the disagreement needs one net above its threshold
+    for net in recipe.students.values():
+        net.head.conv.weight.data.mul_(4)
+    terms = recipe(small_batch(9, dims=dims), 0.5)
+    assert set(terms) == {f"{term}/{net}" for term in TERMS for net in ("resnet", "vnet")}
+    for name, term in terms.items():
+        own = name.split("/")[1]
+        found = gradients(term.value, recipe)
+        assert term.reaches == (own,)
+        assert torch.isfinite(term.value)
+        assert found.pop(own) > 0, f"{name} is dead"
+        assert set(found.values()) == {0.0}, f"{name} leaks into the peer"
+
+
+def test_public_code_is_what_the_release_optimises():
+    recipe = DualUncertainty(small_nets(), preset="public_code")
+    terms = recipe(small_batch(), 0.0)
+    kinds = {"supervised", "disagreement", "cosine"}
+    assert set(terms) == {f"{kind}/{net}" for kind in kinds for net in ("resnet", "vnet")} | {"rectified/resnet"}
+    assert {name: term.weight for name, term in terms.items() if term.weight != 1.0} == {
+        "disagreement/resnet": 0.5,
+        "disagreement/vnet": 0.5,
+    }
+    assert gradients(terms["rectified/resnet"].value, recipe)["vnet"] == 0.0
+    assert len(recipe.banks) == 0
+
+
+def test_unlabelled_terms_ramp_up():
+    recipe = DualUncertainty(small_nets())
+    weights = [recipe(small_batch(), t)["rectified/vnet"].weight for t in (0.0, 0.1, 0.4, 1.0)]
+    assert weights[0] < 0.01
+    assert weights == sorted(weights)
+    assert weights[2] == weights[3] == 1.0
+    contrast = [recipe(small_batch(), t)["contrast/vnet"].weight for t in (0.0, 1.0)]
+    assert contrast[0] < 0.001
+    assert contrast[1] == pytest.approx(0.1)
+
+
+def test_empty_bank_gives_an_attached_zero():
+    recipe = DualUncertainty(small_nets())
+    term = recipe(small_batch(), 0.0)["contrast/vnet"]
+    assert term.value == 0
+    assert term.value.requires_grad
+
+
+def test_keep_fraction_one_filters_nothing_and_leaves_no_anchor():
+    recipe = warmed(DualUncertainty(small_nets(), keep_fraction=1.0))
+    assert recipe(small_batch(), 1.0)["contrast/vnet"].value == 0
+
+
+def test_forward_changes_no_bank_and_after_step_does():
+    recipe = DualUncertainty(small_nets())
+    before = {name: value.clone() for name, value in recipe.banks.state_dict().items()}
+    recipe.begin_step()
+    recipe(small_batch(), 0.5)
+    assert all(torch.equal(value, before[name]) for name, value in recipe.banks.state_dict().items())
+    recipe.after_step(0.5)
+    assert any(not torch.equal(value, before[name]) for name, value in recipe.banks.state_dict().items())
+
+
+def test_a_skipped_step_leaves_nothing_behind():
+    applied, skipped = (DualUncertainty(small_nets()) for _ in range(2))
+    skipped.begin_step()
+    torch.manual_seed(0)
+    skipped(small_batch(5), 0.5)  # its update was skipped: after_step never came
+    skipped.load_state_dict(applied.state_dict())  # BatchNorm's running statistics aside
+    for recipe in (applied, skipped):
+        recipe.begin_step()
+        torch.manual_seed(1)
+        recipe(small_batch(6), 0.5)
+        recipe.after_step(0.5)
+    for name, value in applied.banks.state_dict().items():
+        assert torch.equal(value, skipped.banks.state_dict()[name]), name
+
+
+@given(step=st.integers(0, 1000), classes=st.integers(2, 4), dims=st.sampled_from([2, 3]), valid=st.booleans())
+def test_terms_are_finite_for_any_classes_and_padding(step, classes, dims, valid):
+    recipe = warmed(DualUncertainty(small_nets(dims=dims, classes=classes)), dims=dims, classes=classes)
+    terms = recipe(small_batch(step, dims=dims, classes=classes, valid=valid), 0.7)
+    terms.total().backward()
+    assert all(torch.isfinite(term.value) for term in terms.values())
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in recipe.parameters())
+
+
+def test_padding_of_unlabelled_volumes_trains_nothing():
+    recipe = DualUncertainty(small_nets(norm="none")).eval()
+    batch = small_batch(valid=True)
+    terms = recipe(batch, 1.0)
+    # cross terms are means over valid voxels: computing them on the logits by hand gives the same
+    from ssmis.losses import kl_rectified_ce
+
+    own, peer = (batch.split(recipe.students[n](batch.images).logits)[1] for n in ("resnet", "vnet"))
+    expected = kl_rectified_ce(own, peer, mask=batch.valid)
+    assert torch.allclose(terms["rectified/resnet"].value, expected)
+
+
+def test_batch_has_no_place_for_unlabelled_labels():
+    assert "labels" in inspect.signature(type(small_batch())).parameters
+    batch = small_batch(labelled=1, unlabelled=3)
+    assert len(batch.labels) == 1
+    assert len(batch.unlabelled) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"preset": "papre"}, "preset is 'papre'; expected one of 'paper', 'public_code'"),
+        ({"rectified_into": "second"}, "rectified_into is 'second'"),
+        ({"bank": "lifo"}, "unknown bank 'lifo'; did you mean 'fifo'"),
+        ({"predict_with": ("unet",)}, "predict_with names"),
+    ],
+)
+def test_bad_settings_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        DualUncertainty(small_nets(), **arguments)
+
+
+def test_needs_two_nets():
+    with pytest.raises(ValueError, match="expected exactly two"):
+        DualUncertainty(small_nets(names=("vnet",)))
+
+
+def test_presets_differ_only_where_documented():
+    paper, public = vars(PRESETS["paper"]), vars(PRESETS["public_code"])
+    assert {name for name in paper if paper[name] != public[name]} == {
+        "rectified_into",
+        "rectified_on",
+        "filtered_weight",
+        "cosine_weight",
+        "contrast_weight",
+        "ramp_end",
+        "reduction",
+    }
