@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training, inference and evaluation of recipes."""
+
+from ssmis.engine.checkpoint import load_checkpoint, save_checkpoint
+from ssmis.engine.config import FitConfig
+from ssmis.engine.evaluate import CaseResult, evaluate
+from ssmis.engine.fit import FitResult, fit
+from ssmis.engine.guard import DeadTermError, TermGuard
+from ssmis.engine.infer import Predictor
+from ssmis.engine.postprocess import largest_component
+from ssmis.engine.protocol import PROTOCOLS, Protocol
+from ssmis.engine.quality import PseudoLabelQuality
+
+__all__ = [
+    "PROTOCOLS",
+    "CaseResult",
+    "DeadTermError",
+    "FitConfig",
+    "FitResult",
+    "Predictor",
+    "Protocol",
+    "PseudoLabelQuality",
+    "TermGuard",
+    "evaluate",
+    "fit",
+    "largest_component",
+    "load_checkpoint",
+    "save_checkpoint",
+]

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings of a training run."""
+
+from dataclasses import dataclass
+
+from ssmis._checks import check_choice
+from ssmis.engine.optim import SCHEDULES
+from ssmis.schedules import warmup
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """How a run is done; the defaults are the public code's of the dual-network authors.
+
+    Attributes:
+        steps: optimiser steps of the run.
+        optimizer: "sgd" or "adamw".
+        learning_rate: base rate.
+        momentum: of SGD; beta_1 of AdamW.
+        weight_decay: L2 penalty (SGD) or decoupled decay (AdamW; none on norms and biases).
+        schedule: shape of the rate over the run: "step", "polynomial", "cosine" or "constant".
+        warmup: share of the run over which the rate rises linearly from 0.
+        clip_norm: largest gradient norm; None clips nothing.
+        ema_decay: decay of an average of the students' weights that predicts in their place; None is off.
+        precision: "auto", "fp32", "bf16" or "fp16".
+        memory_format: "auto" (channels-last with BatchNorm) or "contiguous".
+        device: "auto", or a torch device.
+        seed: of the run; a step's random numbers derive from (seed, step).
+        checkpoint_every: steps between checkpoints.
+        callback_every: steps between calls of the callbacks.
+        patience: steps a term may stay without gradient.
+        max_skipped: steps in a row that may be skipped as non-finite before the run stops.
+    """
+
+    steps: int = 6000
+    optimizer: str = "sgd"
+    learning_rate: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    schedule: str = "step"
+    warmup: float = 0.0
+    clip_norm: float | None = None
+    ema_decay: float | None = None
+    precision: str = "auto"
+    memory_format: str = "auto"
+    device: str = "auto"
+    seed: int = 0
+    checkpoint_every: int = 200
+    callback_every: int = 100
+    patience: int = 200
+    max_skipped: int = 10
+
+    def __post_init__(self) -> None:
+        """Refuse settings that cannot run."""
+        check_choice(self.schedule, tuple(SCHEDULES), name="schedule")
+        check_choice(self.memory_format, ("auto", "contiguous"), name="memory_format")
+        for name in ("steps", "checkpoint_every", "callback_every", "patience", "max_skipped"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
+
+    def rate(self, progress: float) -> float:
+        """Learning rate at `progress`."""
+        return self.learning_rate * warmup(progress, share=self.warmup) * SCHEDULES[self.schedule](progress)

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The optimiser and its learning-rate schedule, from settings."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ssmis import schedules
+from ssmis._checks import check_choice
+
+Schedule = Callable[[float], float]
+
+SCHEDULES: dict[str, Schedule] = {
+    "constant": lambda progress: schedules.constant(progress, 1.0),
+    "cosine": schedules.cosine_decay,
+    "polynomial": schedules.polynomial_decay,
+    # a factor of ten after 2500 and 5000 of 6000 steps, the dual-network authors' public code
+    "step": lambda progress: schedules.step_decay(progress, milestones=(2500 / 6000, 5000 / 6000)),
+}
+
+
+def make_optimizer(
+    groups: list[dict[str, Any]], *, name: str, learning_rate: float, momentum: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """Build the one optimiser of a run.
+
+    Args:
+        groups: `Recipe.param_groups()`; a group with `is_flat` (norms and biases) gets no decay under AdamW, and a
+            group's `lr_scale` multiplies its learning rate.
+        name: "sgd" (with Nesterov-free momentum) or "adamw".
+        learning_rate: base rate.
+        momentum: of SGD; beta_1 of AdamW.
+        weight_decay: L2 penalty of SGD, decoupled decay of AdamW.
+    """
+    check_choice(name, ("sgd", "adamw"), name="optimizer")
+    prepared = []
+    for group in groups:
+        own = dict(group)
+        flat = own.pop("is_flat", False)
+        own.setdefault("lr_scale", 1.0)
+        if name == "adamw" and flat:
+            own["weight_decay"] = 0.0
+        prepared.append(own)
+    if name == "sgd":
+        return torch.optim.SGD(prepared, lr=learning_rate, momentum=momentum, weight_decay=weight_decay, fused=True)
+    return torch.optim.AdamW(prepared, lr=learning_rate, betas=(momentum, 0.999), weight_decay=weight_decay, fused=True)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set every group's rate to `rate` times its `lr_scale`."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["lr_scale"]

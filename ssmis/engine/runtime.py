@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Device, precision, memory layout, seeds, and a description of the machine."""
+
+import os
+import platform
+import sys
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from torch import nn
+
+from ssmis._checks import check_choice
+
+PRECISIONS = ("auto", "bf16", "fp16", "fp32")
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """Return the device to run on: "auto" is a CUDA or ROCm GPU if there is one, else the CPU.
+
+    Raises:
+        ValueError: the device named is not available here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device is {name!r}, which is not available here: {str(error).splitlines()[0]}") from error
+    return device
+
+
+@dataclass(frozen=True)
+class Precision:
+    """A number format for forward passes: "bf16", "fp16" (needs loss scaling) or "fp32"."""
+
+    name: str
+    device_type: str
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the heavy operations."""
+        return _DTYPES[self.name]
+
+    @property
+    def needs_scaler(self) -> bool:
+        """Whether gradients can underflow, so that the loss must be scaled."""
+        return self.name == "fp16"
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Context in which forward passes run in this precision; does nothing for fp32."""
+        dtype = torch.bfloat16 if self.name == "fp32" else self.dtype  # CPU autocast refuses fp32 even when disabled
+        return torch.autocast(self.device_type, dtype=dtype, enabled=self.name != "fp32")
+
+
+def pick_precision(name: str = "auto", device: torch.device | str = "cpu") -> Precision:
+    """Return the precision for `device`: "auto" is bf16 where the hardware multiplies it natively, else fp16 on a GPU
+    and fp32 on a CPU.
+
+    Raises:
+        ValueError: an unknown name, or fp16 on a CPU.
+    """
+    check_choice(name, PRECISIONS, name="precision")
+    kind = torch.device(device).type
+    if name == "fp16" and kind == "cpu":
+        raise ValueError("precision is 'fp16' on a CPU; expected 'bf16' or 'fp32' there")
+    if name == "auto":
+        if kind == "cuda":
+            name = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+        else:
+            name = "bf16" if kind == "cpu" and cpu_has_fast_bf16() else "fp32"
+    return Precision(name, kind)
+
+
+def cpu_has_fast_bf16() -> bool:
+    """Whether the CPU multiplies bf16 in hardware (AVX512-BF16, AMX or Arm BF16) and oneDNN is there to use it.
+
+    Without, bf16 is emulated and slower than fp32. Where this version of torch cannot tell, the answer is no.
+    """
+    if not torch.backends.mkldnn.is_available():
+        return False
+    names = ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16")
+    flags: dict[str, Any] = {}
+    if hasattr(torch.cpu, "get_capabilities"):
+        flags = dict(torch.cpu.get_capabilities())
+    probes = (getattr(torch.cpu, probe, None) for probe in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(flags.get(name) for name in names) or any(probe() for probe in probes if probe is not None)
+
+
+def memory_format_for(module: nn.Module) -> torch.memory_format:
+    """Return the faster layout for a net: channels last with BatchNorm, contiguous with InstanceNorm or without norm.
+
+    Nets that mix 2-D and 3-D convolutions stay contiguous.
+    """
+    layers = list(module.modules())
+    has_batch_norm = any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in layers)
+    has_instance_norm = any(isinstance(layer, nn.modules.instancenorm._InstanceNorm) for layer in layers)
+    dims = {layer.weight.ndim - 2 for layer in layers if isinstance(layer, nn.modules.conv._ConvNd)}
+    if not has_batch_norm or has_instance_norm:
+        return torch.contiguous_format
+    if dims == {2}:
+        return torch.channels_last
+    return torch.channels_last_3d if dims == {3} else torch.contiguous_format
+
+
+def apply_memory_format(module: nn.Module, memory_format: torch.memory_format) -> None:
+    """Lay out the convolution weights in `memory_format`, in place; every other tensor is left as it is."""
+    rank = {torch.channels_last: 4, torch.channels_last_3d: 5}.get(memory_format)
+    for layer in module.modules():
+        if isinstance(layer, nn.modules.conv._ConvNd) and rank in (None, layer.weight.ndim):
+            layer.weight.data = layer.weight.data.contiguous(memory_format=memory_format)
+
+
+def peak_memory_mb(device: torch.device | str = "cpu") -> float:
+    """Return the peak memory so far in MiB: allocated by torch on a GPU, resident of the process on a CPU.
+
+    It is nan where the system does not tell (Windows).
+    """
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    try:
+        import resource
+    except ImportError:
+        return float("nan")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes on macOS, KiB elsewhere
+
+
+def seed_everything(key: int) -> None:
+    """Seed torch's global generators (CPU and devices) from any integer; `nn.Dropout` takes no generator of its own."""
+    torch.manual_seed(key % 2**63)
+
+
+def environment() -> dict[str, Any]:
+    """Describe what a result depends on: versions, hardware and threads; no names of machines, users or folders."""
+    packages = {}
+    for name in ("ssmis", "torch", "numpy", "einops", "scipy", "h5py", "nibabel", "timm", "triton"):
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "packages": packages,
+        "cuda": torch.version.cuda,
+        "hip": torch.version.hip,
+        "cudnn": torch.backends.cudnn.version() if torch.backends.cudnn.is_available() else None,
+        "gpus": gpus,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cpu_fast_bf16": cpu_has_fast_bf16(),
+        "cpu_count": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }

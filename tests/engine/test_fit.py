@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loop: resume, interruption, refusals, skipped steps, logs."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from recipes.small import small_batch, small_nets
+
+from ssmis.engine import FitConfig, PseudoLabelQuality, fit, load_checkpoint
+from ssmis.engine.log import CsvLog
+from ssmis.engine.optim import make_optimizer
+from ssmis.losses import dice_ce
+from ssmis.recipes import DualUncertainty, Recipe, Supervised, Terms
+from ssmis.recipes.base import Stage
+
+CONFIG = FitConfig(steps=4, learning_rate=0.05, precision="fp32", checkpoint_every=2)
+
+
+def supervised(**kwargs):
+    return Supervised(small_nets(names=("vnet",), **kwargs))
+
+
+def run(recipe, out, config=CONFIG, **kwargs):
+    return fit(recipe, kwargs.pop("batches", small_batch), config, out=out, progress=False, **kwargs)
+
+
+def rows(path: Path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_leaves_settings_log_and_checkpoint(tmp_path):
+    result = run(DualUncertainty(small_nets()), tmp_path)
+    log = rows(tmp_path / "metrics.csv")
+    assert [row["step"] for row in log] == ["0", "1", "2", "3"]
+    assert all(float(row["filtered/vnet"]) > 0 for row in log)
+    assert float(log[0]["weight:filtered/vnet"]) < float(log[3]["weight:filtered/vnet"])
+    total = sum(float(log[2][n]) * float(log[2]["weight:" + n]) for n in log[2] if "/" in n and ":" not in n)
+    assert total == pytest.approx(float(log[2]["loss"]), rel=1e-4)
+    assert json.loads((tmp_path / "fit.json").read_text())["steps"] == 4
+    assert json.loads((tmp_path / "env.json").read_text())["packages"]["torch"]
+    assert load_checkpoint(tmp_path / "checkpoints" / "last.pt")["step"] == 4
+    assert result.minutes > 0
+    assert not list(tmp_path.rglob("*.tmp*"))
+
+
+def test_a_used_folder_is_refused_without_resume(tmp_path):
+    run(supervised(), tmp_path)
+    with pytest.raises(FileExistsError, match="holds a run already"):
+        run(supervised(), tmp_path)
+
+
+def test_resuming_a_finished_run_returns_its_weights(tmp_path):
+    first = run(supervised(), tmp_path, replace(CONFIG, ema_decay=0.5)).recipe.state_dict()
+    again = run(supervised(seed=3), tmp_path, replace(CONFIG, ema_decay=0.5), resume=True).recipe.state_dict()
+    assert all(torch.equal(value, again[key]) for key, value in first.items())
+
+
+def test_resume_with_other_settings_names_them(tmp_path):
+    run(supervised(), tmp_path)
+    with pytest.raises(ValueError, match=r"learning_rate was 0\.05 and is 0\.1"):
+        run(supervised(), tmp_path, replace(CONFIG, learning_rate=0.1), resume=True)
+
+
+def test_averaged_students_predict_and_raw_ones_are_kept(tmp_path):
+    averaged = run(supervised(), tmp_path / "ema", replace(CONFIG, ema_decay=0.9)).recipe.state_dict()
+    raw = run(supervised(), tmp_path / "raw").recipe.state_dict()
+    stored = load_checkpoint(tmp_path / "ema" / "checkpoints" / "last.pt")["recipe"]
+    assert all(torch.equal(value, stored[key]) for key, value in raw.items())
+    assert any(not torch.equal(value, averaged[key]) for key, value in raw.items())
+
+
+def test_callbacks_see_the_averaged_students_in_eval_mode(tmp_path):
+    seen = []
+
+    def callback(step, recipe):
+        seen.append((step, recipe.training, next(recipe.students.parameters()).detach().clone()))
+        return {"answer": 42.0}
+
+    recipe = supervised()
+    run(recipe, tmp_path, replace(CONFIG, ema_decay=0.9, callback_every=2), callbacks=[callback])
+    assert [(step, training) for step, training, _ in seen] == [(2, False), (4, False)]
+    assert torch.equal(seen[-1][2], next(recipe.students.parameters()))
+    assert [row["answer"] for row in rows(tmp_path / "quality.csv")] == ["42", "42"]
+
+
+def test_quality_callback_counts_right(tmp_path):
+    recipe = DualUncertainty(small_nets()).eval()
+    batch = small_batch(labelled=3, unlabelled=1)
+    with torch.no_grad():
+        numbers = PseudoLabelQuality(batch.labelled, batch.labels)(0, recipe)
+        guess = recipe.students["vnet"](batch.labelled).logits.argmax(1)
+    assert numbers["accuracy/vnet"] == pytest.approx(float((guess == batch.labels).float().mean()))
+    assert numbers["foreground/vnet"] == pytest.approx(float((guess == 1).float().mean()))
+    assert numbers["kl"] > 0
+    with pytest.raises(ValueError, match="to match images"):
+        PseudoLabelQuality(batch.labelled, batch.labels[:2])
+
+
+class Explodes(Recipe):
+    """Its second step has a NaN; it counts the steps that were applied."""
+
+    def __init__(self, nets, bad=(1,)):
+        super().__init__(nets)
+        self.bad, self.applied = bad, 0
+
+    def forward(self, batch, progress):
+        loss = dice_ce(self.students["vnet"](batch.labelled).logits, batch.labels)
+        terms = Terms()
+        terms.add("supervised/vnet", loss * float("nan") if batch.key in self.bad else loss, reaches=["vnet"])
+        return terms
+
+    def after_step(self, progress):
+        self.applied += 1
+
+
+def test_a_non_finite_step_is_skipped_altogether(tmp_path):
+    recipe = Explodes(small_nets(names=("vnet",)))
+    run(recipe, tmp_path)
+    assert recipe.applied == 3
+    assert all(torch.isfinite(p).all() for p in recipe.parameters())
+    assert rows(tmp_path / "metrics.csv")[1]["loss"] == "nan"
+
+
+def test_too_many_non_finite_steps_stop_the_run_and_name_term_and_cases(tmp_path):
+    recipe = Explodes(small_nets(names=("vnet",)), bad=(1, 2, 3))
+    with pytest.raises(FloatingPointError, match=r"3 steps in a row .* step 3, terms \['supervised/vnet'\].*case0"):
+        run(recipe, tmp_path, replace(CONFIG, max_skipped=3))
+
+
+def test_an_error_in_the_data_surfaces(tmp_path):
+    def broken(step):
+        raise OSError("disk on fire")
+
+    with pytest.raises(OSError, match="disk on fire"):
+        run(supervised(), tmp_path, batches=broken)
+
+
+class Staged(Supervised):
+    def stages(self):
+        return Stage("first", 0.5), Stage("second", 0.5, reset_optimizer=True)
+
+    def begin_stage(self, context):
+        (context.folder / f"{context.stage.name}.txt").write_text(str(context.step))
+
+
+def test_stages_begin_once_each_and_where_they_should(tmp_path):
+    run(Staged(small_nets(names=("vnet",))), tmp_path)
+    assert (tmp_path / "first.txt").read_text() == "0"
+    assert (tmp_path / "second.txt").read_text() == "2"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"steps": 0}, "steps is 0; expected at least 1"),
+        ({"schedule": "linear"}, "schedule is 'linear'"),
+        ({"memory_format": "nhwc"}, "memory_format is 'nhwc'"),
+    ],
+)
+def test_bad_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        FitConfig(**settings)
+
+
+def test_rate_follows_warmup_and_schedule():
+    config = FitConfig(learning_rate=1.0, warmup=0.1)
+    assert [round(config.rate(t), 3) for t in (0.0, 0.05, 0.2, 0.5, 0.9)] == [0.0, 0.5, 1.0, 0.1, 0.01]
+
+
+def test_adamw_decays_no_norm_and_sgd_everything():
+    groups = Recipe(small_nets()).param_groups()
+    arguments = {"learning_rate": 0.1, "momentum": 0.9, "weight_decay": 0.3}
+    assert [g["weight_decay"] for g in make_optimizer(groups, name="adamw", **arguments).param_groups] == [0.3, 0.0]
+    assert [g["weight_decay"] for g in make_optimizer(groups, name="sgd", **arguments).param_groups] == [0.3, 0.3]
+
+
+def test_log_continues_where_it_should(tmp_path):
+    path = tmp_path / "log.csv"
+    log = CsvLog(path)
+    for step in range(5):
+        log.write({"step": step, "loss": 0.5})
+    log.close()
+    with path.open("a") as file:
+        file.write("5,0.")  # a crash in the middle of a line
+    log = CsvLog(path, keep_below=3)
+    log.write({"step": 3, "loss": 0.25})
+    log.close()
+    assert [row["step"] for row in rows(path)] == ["0", "1", "2", "3"]
+    log = CsvLog(path, keep_below=9)
+    with pytest.raises(ValueError, match="the row adds"):
+        log.write({"step": 9, "dice": 1.0})
+    log.close()
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from recipes.small import small_batch, small_nets
+from ssmis.engine import FitConfig, fit
+from ssmis.recipes import Supervised
+
+config = FitConfig(steps=100000, precision="fp32", checkpoint_every=100000)
+try:
+    fit(Supervised(small_nets(names=("vnet",))), small_batch, config, out=sys.argv[1], progress=False)
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+def test_ctrl_c_leaves_a_checkpoint_of_the_step_it_logged(tmp_path):
+    here = Path(__file__).parents[1]
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": f"{here}:{here.parent}", "OMP_NUM_THREADS": "1"},
+    )
+    log = tmp_path / "metrics.csv"
+    while process.poll() is None and not (log.exists() and log.read_text().count("\n") > 3):
+        pass
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    step = load_checkpoint(tmp_path / "checkpoints" / "last.pt")["step"]
+    assert rows(log)[-1]["step"] == str(step - 1)
+    assert step > 2
