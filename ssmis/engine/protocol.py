@@ -2,18 +2,15 @@
 """How a run is done: grid, patches, batches, augmentation, optimisation and inference, under a name."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ssmis._checks import check_choice
 from ssmis.data import Augment, BatchMaker, Cache, Case, TwoStreamSampler
 from ssmis.engine.config import FitConfig
 from ssmis.engine.infer import Predictor
 from ssmis.engine.runtime import pick_precision
 from ssmis.engine.windows import Blending
 from ssmis.recipes import Recipe
-
-AUGMENTS = ("none", "weak", "strong")
 
 
 @dataclass(frozen=True)
@@ -27,8 +24,7 @@ class Protocol:
             brought back by trilinear interpolation. Metrics are always on the original grid.
         labelled_per_batch: labelled volumes a step.
         unlabelled_per_batch: unlabelled volumes a step of a semi-supervised row.
-        labelled_augment: "none" (random crop only), "weak" or "strong".
-        unlabelled_augment: likewise, for the unlabelled volumes.
+        augment: of labelled and unlabelled crops alike, in every row.
         foreground: share of the labelled crops that are centred on a foreground voxel.
         stride: of the inference windows, in voxels of the training grid.
         blending: "uniform" or "gaussian" weighting of overlapping windows.
@@ -41,18 +37,12 @@ class Protocol:
     scale: float = 1.0
     labelled_per_batch: int = 2
     unlabelled_per_batch: int = 2
-    labelled_augment: str = "strong"
-    unlabelled_augment: str = "strong"
+    augment: Augment = field(default_factory=Augment.strong)
     foreground: float = 0.0
     stride: tuple[int, ...] = ()
     blending: Blending = "uniform"
     flips: tuple[int, ...] = ()
     fit: FitConfig = field(default_factory=FitConfig)
-
-    def __post_init__(self) -> None:
-        """Refuse unknown augmentations."""
-        check_choice(self.labelled_augment, AUGMENTS, name="labelled_augment")
-        check_choice(self.unlabelled_augment, AUGMENTS, name="unlabelled_augment")
 
     def cache(self, cases: Sequence[Case], folder: Path | str) -> Cache:
         """Decode `cases` once, on this protocol's grid."""
@@ -72,8 +62,8 @@ class Protocol:
             sampler,
             patch=self.patch,
             seed=self.fit.seed,
-            labelled_augment=_augment(self.labelled_augment),
-            unlabelled_augment=_augment(self.unlabelled_augment),
+            labelled_augment=self.augment,
+            unlabelled_augment=self.augment,
             foreground_prob=self.foreground,
         )
 
@@ -92,17 +82,14 @@ class Protocol:
         )
 
 
-def _augment(name: str) -> Augment:
-    makers = {"none": Augment.none, "weak": Augment.weak, "strong": Augment.strong}
-    return makers[name]()
-
+# Atria lie the same way in every scan: small rotations instead of mirrors and quarter turns, intensity above all.
+UPRIGHT = replace(Augment.strong(), flip_axes=(), rot90=False, affine_probability=0.5)
 
 PROTOCOLS: Mapping[str, Protocol] = {
     # the public code of the dual-network authors: random crop only, SGD, steps of a factor of ten
     "paper": Protocol(
         patch=(112, 112, 80),
-        labelled_augment="none",
-        unlabelled_augment="none",
+        augment=Augment.none(),
         stride=(18, 18, 4),
     ),
     # the same method at half resolution, sized for two CPU cores
@@ -110,6 +97,7 @@ PROTOCOLS: Mapping[str, Protocol] = {
         patch=(64, 64, 48),
         widths=(8, 16, 32, 64, 128),
         scale=0.5,
+        augment=UPRIGHT,
         stride=(32, 32, 16),
         blending="gaussian",
         fit=FitConfig(
@@ -126,7 +114,8 @@ PROTOCOLS: Mapping[str, Protocol] = {
     # atrium-like phantoms of 48 x 48 x 32 voxels, a table in minutes
     "phantom": Protocol(
         patch=(48, 48, 32),
-        widths=(8, 16, 32, 64),
+        widths=(8, 16, 32, 64, 64),
+        augment=UPRIGHT,
         stride=(48, 48, 32),
         fit=FitConfig(
             steps=300,

@@ -12,7 +12,7 @@ from ssmis._checks import check_choice
 from ssmis.data.batch import Batch
 from ssmis.kernels import voxel_contrast
 from ssmis.losses import Reduction, confidence_disagreement, cosine_consistency, dice_ce, kl_rectified_ce, pseudo_ce
-from ssmis.memory import Bank, sample_per_class
+from ssmis.memory import Bank, sample_per_class, sample_voxels
 from ssmis.nets.output import NetOutput
 from ssmis.recipes._nets import two_nets
 from ssmis.recipes.base import Recipe, Terms
@@ -42,6 +42,7 @@ class DualUncertaintyConfig:
         bank: "fifo", "ema" or "batch".
         slots: prototypes a class, for "fifo".
         candidates: random reliable voxels a class and volume that enter a bank each step.
+        anchors: random uncertain voxels a volume that are contrasted; None: all of them.
         ramp_end: progress at which the ramp exp(-5 (1 - t)^2) of the unlabelled terms reaches 1; 0: no ramp.
         reduction: "mean" (a volume, then volumes) or "pooled" over the batch (rank-local under DDP).
     """
@@ -61,6 +62,7 @@ class DualUncertaintyConfig:
     bank: str = "fifo"
     slots: int = 256
     candidates: int = 32
+    anchors: int | None = 4096
     ramp_end: float = 0.4
     reduction: Reduction = "mean"
 
@@ -193,9 +195,12 @@ class DualUncertainty(Recipe):
         )
         self._candidates.setdefault(name, []).append((vectors, labels))
         keys, key_labels = self.banks[name](vectors, labels)
+        anchors = batch.split(output.features)[1]
         unsure = guess_u.where(valid_voxels(batch) & ~kept_by_peer, -1)
+        if self.config.anchors is not None:
+            anchors, unsure = sample_voxels(anchors, unsure, count=self.config.anchors)
         return voxel_contrast(
-            batch.split(output.features)[1],
+            anchors,
             unsure,
             keys,
             key_labels,

@@ -64,19 +64,27 @@ def lowest(
     if values.numel() == 0:
         return torch.zeros_like(values, dtype=torch.bool)
     group = None if labels is None else labels.detach().reshape(rows, -1)
-    if valid is not None:
-        inside = valid.reshape(rows, -1)
-        group = torch.where(inside, 0 if group is None else group, -1)
-    kept = _lowest_rows(flat, keep_fraction) if group is None else _lowest_groups(flat, keep_fraction, group)
+    inside = None if valid is None else valid.reshape(rows, -1)
+    if group is not None:
+        kept = _lowest_groups(flat, keep_fraction, group if inside is None else group.where(inside, -1))
+    else:
+        kept = _lowest_rows(flat, keep_fraction, inside)
     return kept.view_as(values)
 
 
-def _lowest_rows(values: Tensor, keep_fraction: float) -> Tensor:
-    # `kthvalue` gives the threshold in linear time; of the voxels equal to it, the first ones fill the count
-    keep = max(1, math.floor(keep_fraction * values.shape[1] + 0.5))
+def _lowest_rows(values: Tensor, keep_fraction: float, valid: Tensor | None) -> Tensor:
+    # a threshold; of the voxels equal to it, the first ones fill the count
     ranked = values.nan_to_num(nan=math.inf, posinf=torch.finfo(values.dtype).max, neginf=-math.inf)
-    threshold = ranked.kthvalue(keep, dim=1, keepdim=True).values
-    below, tied = ranked < threshold, ranked == threshold
+    keep: int | Tensor
+    if valid is None:
+        keep = max(1, math.floor(keep_fraction * values.shape[1] + 0.5))
+        threshold = ranked.kthvalue(keep, dim=1, keepdim=True).values  # linear time
+        below, tied = ranked < threshold, ranked == threshold
+    else:
+        # counts differ from row to row and stay on the device, which `kthvalue` does not take: one sort of the values
+        keep = counts = (keep_fraction * valid.sum(1, keepdim=True).double() + 0.5).floor().clamp_min(1).long()
+        threshold = ranked.masked_fill(~valid, math.inf).sort(dim=1).values.gather(1, counts - 1)
+        below, tied = (ranked < threshold) & valid, (ranked == threshold) & valid
     room = keep - below.sum(1, keepdim=True)
     return below | (tied & (tied.cumsum(1, dtype=torch.int32) <= room))
 

@@ -301,7 +301,8 @@ def test_training_parts_the_classes_and_gathers_each(denominator):
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(1, 4, 40, generator=generator, requires_grad=True)
     labels = torch.arange(40)[None] % 2
-    keys = F.normalize(torch.randn(8, 4, generator=generator), dim=1)
+    key_labels = torch.arange(8) % 2
+    keys = F.normalize(torch.eye(4)[key_labels] + 0.2 * torch.randn(8, 4, generator=generator), dim=1)
 
     def spread():
         own = F.normalize(features.detach()[0].T, dim=1)
@@ -312,7 +313,7 @@ def test_training_parts_the_classes_and_gathers_each(denominator):
     between, within = spread()
     for _ in range(30):
         (gradient,) = torch.autograd.grad(
-            voxel_contrast(features, labels, keys, torch.arange(8) % 2, denominator=denominator, reduction="sum"),
+            voxel_contrast(features, labels, keys, key_labels, denominator=denominator, reduction="sum"),
             features,
         )
         features.data -= 0.05 * gradient
@@ -390,7 +391,7 @@ def test_without_gradient_nothing_is_recorded():
 def test_triton_says_why_it_cannot_run():
     features, labels, bank, key_labels, _ = problem(16, (4, 4))
     assert len(reasons(features)) >= 2
-    with pytest.raises(RuntimeError, match="no Triton kernel.*not on a GPU"):
+    with pytest.raises(RuntimeError, match=r"no Triton kernel.*not on a GPU"):
         voxel_contrast(features, labels, bank, key_labels, impl="triton")
 
 
@@ -419,3 +420,37 @@ def test_wrong_arguments_are_named(change, match):
     }  # fmt: skip
     with pytest.raises(ValueError, match=match):
         voxel_contrast(**arguments)
+
+
+@each
+def test_slots_left_in_place_as_on_a_device_take_no_part(setting):
+    features, labels, bank, key_labels, _ = problem(17, (40,))
+    rest = {"normalize": setting.get("normalize", True), "ignore_index": -1}
+    arguments = {"temperature": 0.1, **setting, "normalize": rest["normalize"], "denominator": setting["denominator"]}
+    results = []
+    for live in (torch.arange(len(bank)), (key_labels >= 0).nonzero().squeeze(1)):
+        keys = chunked_path.prepare_keys(bank[live], key_labels[live], dtype=torch.float64, **rest)
+        classes, counted = chunked_path.classify(labels, keys, ignore_index=-1, denominator=setting["denominator"])
+        losses, by_features, by_keys = chunked_path.contrast(
+            features, classes, counted, keys, scale=counted.double(), **arguments
+        )
+        results.append((losses, counted, by_features, torch.zeros_like(bank).index_copy(0, live, by_keys)))
+    for with_slots, without in zip(*results):
+        torch.testing.assert_close(with_slots, without)
+
+
+@pytest.mark.gpu
+@each
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_a_device_agrees_and_never_waits_for_the_host(setting, reduction):
+    tensors = problem(18, (8, 8, 8), dtype=torch.float32)
+    expected = evaluate(*tensors, reduction=reduction, **setting)
+    moved = [tensor.to("cuda") for tensor in tensors]
+    evaluate(*moved, reduction=reduction, **setting)  # loads libraries
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        ours = evaluate(*moved, reduction=reduction, **setting)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for own, other in zip(ours, expected):
+        torch.testing.assert_close(own.cpu(), other, atol=1e-5, rtol=1e-4)

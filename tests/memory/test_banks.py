@@ -77,7 +77,7 @@ def test_the_state_dict_is_the_whole_bank(name):
 def test_wrong_candidates_and_sizes_are_named(name):
     bank = BANKS.create(name, classes=2, channels=4)
     for call in (bank, bank.write):
-        with pytest.raises(ValueError, match="vectors is .* bank of 4 channels"):
+        with pytest.raises(ValueError, match=r"vectors is .* bank of 4 channels"):
             call(torch.zeros(3, 5), torch.zeros(3, dtype=torch.int64))
         with pytest.raises(ValueError, match="labels is"):
             call(torch.zeros(3, 4), torch.zeros(2, dtype=torch.int64))
