@@ -61,29 +61,29 @@ def main() -> None:
         unlabelled = split.unlabelled if row == "dual_uncertainty" else ()
         cache = protocol.cache([*labelled, *unlabelled], args.out / "cache")
         print(f"{row}: {len(labelled)} labelled, {len(unlabelled)} unlabelled cases, {settings.steps} steps")
-        run = fit(
-            recipe, protocol.batches(cache, labelled, unlabelled), settings, out=args.out / row, resume=args.resume
-        )
+        batches = protocol.batches(cache, labelled, unlabelled)
+        facts = protocol.facts(labelled=labelled, unlabelled=unlabelled)
+        run = fit(recipe, batches, settings, out=args.out / row, resume=args.resume, facts=facts)
         results = evaluate(protocol.predictor(run.recipe), scored)
         scores = [score for result in results for score in result.scores]
         write_cases_csv(args.out / row / "cases.csv", scores)
-        mean = {metric: summarise(scores, metric=metric).mean for metric in ("dice", "jaccard", "hd95", "assd")}
-        worst = min(score.dice for score in scores)
-        table.append([row, len(labelled), *(100 * mean[m] for m in ("dice", "jaccard")), 100 * worst, mean["hd95"],
-                      mean["assd"], run.minutes, run.peak_memory_mb])  # fmt: skip
+        dice, jaccard, hd95, assd = (summarise(scores, metric=m) for m in ("dice", "jaccard", "hd95", "assd"))
+        table.append([row, len(labelled), 100 * dice.mean, f"{100 * dice.low:.1f} to {100 * dice.high:.1f}",
+                      100 * min(score.dice for score in scores), 100 * jaccard.mean, hd95.mean, assd.mean, dice.n_miss,
+                      run.minutes, run.peak_memory_mb])  # fmt: skip
         outlines[row] = {result.case: result.prediction for result in results}
         order = [score.case for score in sorted(scores, key=lambda score: score.dice)]  # worst first, of the last row
 
-    headers = ["row", "labels", "Dice %", "Jaccard %", "worst Dice %", "HD95 mm", "ASSD mm", "minutes", "peak MB"]
+    headers = ["row", "labels", "Dice %", "95 % interval", "worst", "Jaccard %", "HD95 mm", "ASSD mm", "missed",
+               "minutes", "peak MB"]  # fmt: skip
     text = format_table(headers, table)
     print(f"\n{len(scored)} held-out cases, protocol {name}, seed {args.seed}, last checkpoint\n\n{text}")
     (args.out / "table.md").write_text(text + "\n")
-    views = []
-    for case in [case for i in (0, len(order) // 2, len(order) - 1) for case in scored if case.id == order[i]]:
+    views = []  # from the worst case to better ones
+    for case in sorted(scored, key=lambda case: order.index(case.id))[:: max(1, len(order) // 3)]:
         volume = load_la(case)
-        views.append(
-            (case.id, volume.image[0], {"reference": volume.label} | {r: outlines[r][case.id] for r in outlines})
-        )
+        masks = {"reference": volume.label} | {row: predicted[case.id] for row, predicted in outlines.items()}
+        views.append((case.id, volume.image[0], masks))
     case_picture(args.out / "cases.png", views)
     print(f"\ntable, picture (cases.png), per-case scores, logs and checkpoints: {args.out}")
 

@@ -19,7 +19,7 @@ Transform = Callable[[dict[str, Any]], Mapping[str, Any]]
 class BatchMaker:
     """`maker(step) -> Batch`: cases from the sampler, a random crop of each, augmentation in one go.
 
-    A crop larger than its volume is padded on both sides: the image with its minimum, labels with -1, and `valid`
+    A crop larger than its volume is padded on both sides: the image with zeros, labels with -1, and `valid`
     is false there. Labels of unlabelled cases are never looked at.
 
     Args:

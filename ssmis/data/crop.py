@@ -63,8 +63,7 @@ def crop_volume(
     if whole:
         cut = np.array(image[(slice(None), *inside)], dtype=np.float32)
     else:
-        cut = np.empty((len(image), *patch), dtype=np.float32)
-        cut[:] = np.min(image, axis=tuple(range(1, image.ndim)), keepdims=True)
+        cut = np.zeros((len(image), *patch), dtype=np.float32)  # zeros, as around the windows of inference
         cut[(slice(None), *target)] = image[(slice(None), *inside)]
     labels = np.full(tuple(patch), -1, dtype=np.int64)
     valid = np.zeros(tuple(patch), dtype=bool)

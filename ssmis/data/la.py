@@ -15,6 +15,9 @@ FOLDER = "2018LA_Seg_Training Set"
 FILE = "mri_norm2.h5"
 SPACING_MM = (0.625, 0.625, 0.625)
 
+# What h5py raises for damaged files, by what is damaged: a header, a link, a type, a size.
+_DAMAGE = (OSError, KeyError, RuntimeError, TypeError, ValueError, OverflowError, MemoryError)
+
 
 def read_list(path: Path | str) -> list[str]:
     """Names in a list file, one a line; blanks around names and blank lines are dropped.
@@ -81,21 +84,25 @@ def load_la(case: Case, *, with_label: bool = True, classes: int = 2) -> Volume:
         Image float32 `(1, *S)`, label uint8 `(*S)` or None, spacing in mm.
 
     Raises:
-        DataError: unreadable file (the cause is chained), missing data set, NaN, shapes or label values that do
-            not fit.
+        DataError: unreadable file (the cause is chained), a data set that is missing, empty or not of numbers, NaN,
+            shapes or label values that do not fit.
     """
     h5py = require("h5py", extra="medical", purpose="reading LA volumes")
     label = None
     try:
         with h5py.File(case.image, "r") as file:
-            image = _dataset(file, "image", case.image)[()]
+            image = _numbers(file, "image", case.image, kind=h5py.Dataset)
             if with_label and case.label is not None:
-                label = _whole(_dataset(file, "label", case.image)[()], case.image)
-    except OSError as error:
+                label = _whole(_numbers(file, "label", case.image, kind=h5py.Dataset), case.image)
+    except DataError:
+        raise
+    except _DAMAGE as error:
         raise DataError(f"{case.image}: cannot be read as HDF5, perhaps truncated ({error})") from error
     if image.ndim != len(case.spacing_mm):
         raise DataError(f"{case.image}: the image has shape {image.shape}; expected {len(case.spacing_mm)} axes")
-    volume = Volume(np.ascontiguousarray(image[None], dtype=np.float32), label, case.spacing_mm)
+    with np.errstate(all="ignore"):  # what overflows is found below, as infinity
+        image = np.ascontiguousarray(image[None], dtype=np.float32)
+    volume = Volume(image, label, case.spacing_mm)
     check_volume(volume, case.image, classes=classes)
     return volume
 
@@ -150,14 +157,22 @@ def la_split(
     )
 
 
-def _dataset(file: Any, key: str, path: Path) -> Any:
+def _numbers(file: Any, key: str, path: Path, *, kind: type) -> NDArray[Any]:
     if key not in file:
         raise DataError(f"{path}: there is no data set {key!r}; it has {', '.join(map(repr, file)) or 'none'}")
-    return file[key]
+    found = file[key]
+    if not isinstance(found, kind):
+        raise DataError(f"{path}: {key!r} is a {type(found).__name__}; expected a data set")
+    if not found.size:
+        raise DataError(f"{path}: the {key} has shape {found.shape}; expected at least one voxel")
+    if found.dtype.kind not in "biuf":
+        raise DataError(f"{path}: the {key} has dtype {found.dtype}; expected real numbers")
+    return found[()]
 
 
 def _whole(label: NDArray[Any], path: Path) -> NDArray[np.uint8]:
-    whole = label.astype(np.uint8)
+    with np.errstate(all="ignore"):  # NaN and what is out of range are found below
+        whole = label.astype(np.uint8)
     if not np.array_equal(whole, label):
         wrong = np.unique(label[whole != label])
         raise DataError(f"{path}: the label has values {wrong[:8].tolist()}; expected whole numbers from 0 to 255")

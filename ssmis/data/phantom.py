@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A made-up heart in MR-like contrast: its left atrium is to be found. For tests, tutorials and quick experiments."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ssmis.data.la import write_la
+from ssmis.data.la import FILE, FOLDER, write_la
 from ssmis.data.sampling import batch_key
 from ssmis.data.shapes import ellipsoid, paint, scan, smooth_noise, tube
+
+VERSION = 1  # of what a seed gives; raised when that changes
+SETTINGS = "phantoms.json"
 
 # Places in units of the shortest axis' half length: right-left, front-back, foot-head, all in the heart's own frame.
 _APPENDAGE = ((0.32, -0.12, 0.12), (0.62, -0.38, 0.18))
@@ -70,17 +74,45 @@ def write_phantoms(
     """Write phantoms in the layout of `ssmis.data.la`, with `train.list` and, if there are any, `test.list`.
 
     Unlabelled cases have a label on disk too, as those of the real data set do; the split decides who may read it.
+    The settings are kept in `phantoms.json`, written last: a second call with the same ones writes only what is gone,
+    so that caches of the cases stay valid.
+
+    Raises:
+        ValueError: `root` holds phantoms of other settings.
     """
     root = Path(root)
-    lists: dict[str, list[str]] = {"train.list": [], "test.list": []}
-    for index in range(labelled + unlabelled + test):
-        name = f"phantom_{index:04d}"
-        write_la(root, name, *atrium_phantom(batch_key(seed, index), size=size))
-        lists["train.list" if index < labelled + unlabelled else "test.list"].append(name)
-    for file, names in lists.items():
-        if names:
-            (root / file).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+    settings = {
+        "version": VERSION,
+        "labelled": labelled,
+        "unlabelled": unlabelled,
+        "test": test,
+        "size": list(size),
+        "seed": seed,
+    }
+    done = _written(root / SETTINGS, settings)
+    names = [f"phantom_{index:04d}" for index in range(labelled + unlabelled + test)]
+    for index, name in enumerate(names):
+        if not (done and (root / FOLDER / name / FILE).is_file()):
+            write_la(root, name, *atrium_phantom(batch_key(seed, index), size=size))
+    train = labelled + unlabelled
+    for file, part in (("train.list", names[:train]), ("test.list", names[train:])):
+        if part and not (done and (root / file).is_file()):
+            (root / file).write_text("".join(f"{name}\n" for name in part), encoding="utf-8")
+    if not done:
+        root.mkdir(parents=True, exist_ok=True)
+        (root / SETTINGS).write_text(json.dumps(settings) + "\n", encoding="utf-8")
     return root
+
+
+def _written(path: Path, settings: dict[str, Any]) -> bool:
+    """Whether phantoms of these settings were written before; ValueError if there are others."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):  # none yet, or cut off while it was written
+        return False
+    if found != settings:
+        raise ValueError(f"{path}: the phantoms there have settings {found}; expected {settings} (or another folder)")
+    return True
 
 
 def _frames(random: np.random.Generator, size: Sequence[int]) -> tuple[Tensor, Tensor]:

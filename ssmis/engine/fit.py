@@ -19,7 +19,7 @@ from ssmis.engine.config import FitConfig
 from ssmis.engine.console import interruptible, progress_bar
 from ssmis.engine.guard import TermGuard
 from ssmis.engine.log import CsvLog
-from ssmis.engine.optim import make_optimizer, set_learning_rate
+from ssmis.engine.optim import clip_gradients, make_optimizer, set_learning_rate
 from ssmis.engine.runtime import (
     apply_memory_format,
     environment,
@@ -27,6 +27,7 @@ from ssmis.engine.runtime import (
     peak_memory_mb,
     pick_device,
     pick_precision,
+    reset_peak_memory,
     seed_everything,
 )
 from ssmis.nets.ema import EMA
@@ -51,60 +52,63 @@ def fit(
     *,
     out: Path | str,
     resume: bool = False,
+    facts: Mapping[str, Any] | None = None,
     callbacks: Sequence[Callback] = (),
     progress: bool = True,
 ) -> FitResult:
     """Train a recipe.
 
     Writes into `out`: `metrics.csv` (a row a step: loss, terms, weights, learning rate, gradient norm), `quality.csv`
-    (what the callbacks return), `fit.json` (settings), `env.json` and `checkpoints/last.pt` (everything, atomic).
-    Ctrl-C finishes the step, writes the checkpoint and raises KeyboardInterrupt; a second Ctrl-C stops at once.
+    (what the callbacks return), `protocol.json` (settings and `facts`), `env.json` and `checkpoints/last.pt`
+    (everything, atomic). Ctrl-C finishes the step, writes the checkpoint and raises KeyboardInterrupt; a second one
+    does not wait for the step.
 
     Args:
         recipe: the method, on any device.
-        batches: step -> `Batch`, a pure function; it is called in a background thread, one step ahead.
+        batches: step -> `Batch`, a pure function; it is called in a background thread, a few steps ahead.
         config: settings of the run.
         out: run folder.
         resume: continue from `checkpoints/last.pt` if it is there; else a folder that holds one is refused.
+        facts: what else the run depends on (case lists, patch, preset), of JSON types; stored, and a resumed run must
+            have the same.
         callbacks: called as `callback(step, recipe)` every `callback_every` steps and at the end, in eval mode and
             with the averaged students if there are any; their numbers go to `quality.csv`.
         progress: show a bar with losses and time left.
 
     Raises:
         FileExistsError: `out` holds a checkpoint and `resume` is false.
-        ValueError: the checkpoint was made with other settings.
+        ValueError: the checkpoint was made with other settings or facts.
         DeadTermError: a term does not train what it should.
         FloatingPointError: `max_skipped` steps in a row had a loss or gradient that was not finite.
     """
-    run = _Run(recipe, config, Path(out), resume=resume)
+    run = _Run(recipe, config, Path(out), facts=facts or {}, resume=resume)
     try:
-        with (
-            interruptible() as interrupted,
-            progress_bar(config.steps, run.step, show=progress) as bar,
-            Prefetch(batches, run.step, config.steps) as stream,
-        ):
-            for batch in stream:
-                run.enter_stage()
-                terms = run.train_step(batch)
-                bar(run.step, terms)
-                if run.step % config.callback_every == 0 or run.step == config.steps:
-                    run.call(callbacks)
-                if run.step % config.checkpoint_every == 0 or run.step == config.steps or interrupted():
-                    run.save()
-                if interrupted() and run.step < config.steps:
-                    raise KeyboardInterrupt
+        with interruptible() as interrupted, progress_bar(config.steps, run.step, show=progress) as bar:
+            for stage_end in run.stage_ends():
+                run.enter_stage()  # before its batches are made: a stage may change what is sampled
+                with Prefetch(batches, run.step, stage_end) as stream:
+                    for batch in stream:
+                        terms = run.train_step(batch)
+                        bar(run.step, terms)
+                        if run.step % config.callback_every == 0 or run.step == config.steps:
+                            run.call(callbacks)
+                        if run.step % config.checkpoint_every == 0 or run.step == config.steps or interrupted():
+                            run.save()
+                        if interrupted():
+                            raise KeyboardInterrupt
     finally:
         run.close()
     if run.ema is not None:
         recipe.students.load_state_dict(run.ema.module.state_dict())
-    return FitResult(recipe, run.seconds / 60, peak_memory_mb(run.device))
+    return FitResult(recipe, run.seconds / 60, run.peak_mb)
 
 
 class _Run:
     """State of a run between steps."""
 
-    def __init__(self, recipe: Recipe, config: FitConfig, out: Path, *, resume: bool) -> None:
+    def __init__(self, recipe: Recipe, config: FitConfig, out: Path, *, facts: Mapping[str, Any], resume: bool) -> None:
         self.recipe, self.config, self.out = recipe, config, out
+        self.settings = {"fit": asdict(config), **facts}
         self.device = pick_device(config.device)
         self.precision = pick_precision(config.precision, self.device)
         self.memory_format = torch.contiguous_format
@@ -115,22 +119,32 @@ class _Run:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision.needs_scaler)
         self.ema = None if config.ema_decay is None else EMA(recipe.students, decay=config.ema_decay)
         self.guard = TermGuard(recipe.students, patience=config.patience)
-        self.step, self.skipped, self.seconds, self.stage = 0, 0, 0.0, -1
+        self.step, self.skipped, self.seconds, self.peak_mb, self.stage = 0, 0, 0.0, 0.0, -1
         self.last = out / "checkpoints" / "last.pt"
         if self.last.exists():
             if not resume:
                 raise FileExistsError(f"{out} holds a run already; resume it, or choose another folder")
             self._load()
         self.last.parent.mkdir(parents=True, exist_ok=True)
-        (out / "fit.json").write_text(json.dumps(asdict(config), indent=1))
+        (out / "protocol.json").write_text(json.dumps(self.settings, indent=1))
         (out / "env.json").write_text(json.dumps(environment(), indent=1))
         self.log = CsvLog(out / "metrics.csv", keep_below=self.step)
         self.quality: CsvLog | None = None
+        reset_peak_memory(self.device)
+        self.clock = time.perf_counter()
+
+    def stage_ends(self) -> list[int]:
+        """Last steps (exclusive) of the stages that are not over yet."""
+        shares = [stage.share for stage in self.recipe.stages()]
+        if abs(sum(shares) - 1) > 1e-6 or min(shares) < 0:
+            raise ValueError(f"the shares of the stages are {shares}; expected numbers >= 0 that add up to 1")
+        ends = [round(sum(shares[: index + 1]) * self.config.steps) for index in range(len(shares))]
+        return [end for end in ends if end > self.step]
 
     def enter_stage(self) -> None:
-        """Begin the stage that the next step belongs to, if it is a new one."""
-        stages, begin = self.recipe.stages(), 0.0
-        for index, stage in enumerate(stages):
+        """Begin the stage that the next step belongs to, unless it was begun before an interruption."""
+        begin = 0.0
+        for index, stage in enumerate(self.recipe.stages()):
             begin_step = round(begin * self.config.steps)
             if self.step >= begin_step and index > self.stage:
                 self.stage = index
@@ -140,39 +154,35 @@ class _Run:
             begin += stage.share
 
     def train_step(self, batch: Batch) -> Terms:
-        """One optimiser step; a non-finite loss or gradient skips the update."""
-        start, config, recipe = time.perf_counter(), self.config, self.recipe.train()
+        """One optimiser step; a non-finite loss or gradient skips it altogether, BatchNorm's statistics included."""
+        config, recipe = self.config, self.recipe.train()
         progress = self.step / config.steps
+        buffers = [buffer.clone() for buffer in recipe.students.buffers()]
         seed_everything(batch.key)
         set_learning_rate(self.optimizer, config.rate(progress))
         recipe.begin_step()
         with self.precision.autocast():
             terms: Terms = recipe(batch.to(self.device, self.memory_format), progress)
+        self.guard.check(terms, scale=self.scaler.get_scale())
         loss = terms.total()
-        applied = bool(torch.isfinite(loss))
-        norm = torch.tensor(float("nan"))
-        if applied:
-            self.guard.check(terms)
+        norm = torch.full_like(loss, float("nan"))
+        if torch.isfinite(loss):
             self.optimizer.zero_grad(set_to_none=True)
             self.scaler.scale(loss).backward()
             self.scaler.unscale_(self.optimizer)
-            trained = [p for group in self.optimizer.param_groups for p in group["params"]]
-            norm = torch.nn.utils.clip_grad_norm_(trained, config.clip_norm or float("inf"))
-            applied = bool(torch.isfinite(norm))
-            if applied:
+            norm = clip_gradients(self.optimizer, config.clip_norm)
+            if torch.isfinite(norm):
                 self.scaler.step(self.optimizer)
-                recipe.after_step(progress)
-                if self.ema is not None:
-                    self.ema.update(recipe.students)
             self.scaler.update()
-        self.skipped = 0 if applied else self.skipped + 1
-        if self.skipped >= config.max_skipped:
-            bad = [name for name, term in terms.items() if not torch.isfinite(term.value)]
-            raise FloatingPointError(
-                f"{self.skipped} steps in a row had a non-finite loss or gradient; the last at step {self.step}, "
-                f"terms {bad or 'all finite'}, gradient norm {float(norm)}, cases {', '.join(batch.cases)}"
-            )
-        self.seconds += time.perf_counter() - start
+        if torch.isfinite(norm):
+            recipe.after_step(progress)
+            if self.ema is not None:
+                self.ema.update(recipe.students)
+            self.skipped = 0
+        else:
+            for buffer, before in zip(recipe.students.buffers(), buffers, strict=True):
+                buffer.copy_(before)
+            self._count_skipped(terms, norm, batch)
         self._write(terms, loss, norm, progress)
         self.step += 1
         return terms
@@ -188,11 +198,11 @@ class _Run:
             self.recipe.eval()
             for callback in callbacks:
                 values.update(callback(self.step, self.recipe) or {})
-            self.recipe.train()
         self.quality.write(values)
 
     def save(self) -> None:
         """Write `checkpoints/last.pt`."""
+        self._tick()
         save_checkpoint(
             self.last,
             {
@@ -200,7 +210,8 @@ class _Run:
                 "seconds": self.seconds,
                 "stage": self.stage,
                 "skipped": self.skipped,
-                "config": asdict(self.config),
+                "settings": self.settings,
+                "peak_mb": self.peak_mb,
                 "recipe": self.recipe.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(),
@@ -227,10 +238,10 @@ class _Run:
 
     def _load(self) -> None:
         state = load_checkpoint(self.last, map_location=self.device)
-        own = asdict(self.config)
-        changed = {k: (v, own[k]) for k, v in state["config"].items() if own.get(k) != v and k not in _MAY_CHANGE}
+        old, new = _flat(state["settings"]), _flat(self.settings)
+        changed = [name for name in old | new if old.get(name) != new.get(name) and name not in _MAY_CHANGE]
         if changed:
-            told = ", ".join(f"{name} was {old} and is {new}" for name, (old, new) in changed.items())
+            told = ", ".join(f"{name} was {old.get(name)} and is {new.get(name)}" for name in changed)
             raise ValueError(f"{self.last} was made with other settings: {told}")
         self.recipe.load_state_dict(state["recipe"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -238,13 +249,30 @@ class _Run:
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
         self.guard.load_state_dict(state["guard"])
-        self.step, self.seconds = state["step"], state["seconds"]
+        self.step, self.seconds, self.peak_mb = state["step"], state["seconds"], state["peak_mb"]
         self.stage, self.skipped = state["stage"], state["skipped"]
 
+    def _tick(self) -> None:
+        """Add the time since the last call; waiting for batches, callbacks and checkpoints count."""
+        now = time.perf_counter()
+        self.seconds, self.clock = self.seconds + now - self.clock, now
+        self.peak_mb = max(self.peak_mb, peak_memory_mb(self.device))
+
+    def _count_skipped(self, terms: Terms, norm: torch.Tensor, batch: Batch) -> None:
+        self.skipped += 1
+        if self.skipped >= self.config.max_skipped:
+            bad = [name for name, term in terms.items() if not torch.isfinite(term.value)]
+            raise FloatingPointError(
+                f"{self.skipped} steps in a row had a non-finite loss or gradient; the last at step {self.step}, "
+                f"terms {bad or 'all finite'}, gradient norm {float(norm)}, cases {', '.join(batch.cases)}"
+            )
+
     def _write(self, terms: Terms, loss: torch.Tensor, norm: torch.Tensor, progress: float) -> None:
+        self._tick()
         row: dict[str, object] = {"step": self.step, "seconds": self.seconds, "rate": self.config.rate(progress)}
-        numbers = torch.stack([loss, norm.to(loss.device), *(term.value for term in terms.values())]).detach().tolist()
-        row |= dict(zip(["loss", "grad_norm", *terms], numbers, strict=True))
+        values = {"loss": loss, "grad_norm": norm, **{name: term.value for name, term in terms.items()}, **terms.notes}
+        numbers = torch.stack([value.detach().float() for value in values.values()]).tolist()  # one look at the device
+        row |= dict(zip(values, numbers, strict=True))
         row |= {f"weight:{name}": term.weight for name, term in terms.items()}
         self.log.write(row)
 
@@ -261,4 +289,15 @@ class _Run:
             self.recipe.students = own
 
 
-_MAY_CHANGE = ("device", "checkpoint_every", "max_skipped", "patience")
+_MAY_CHANGE = tuple(f"fit.{name}" for name in ("device", "checkpoint_every", "max_skipped", "patience"))
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as `outer.inner` -> value, as they come back from JSON."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = list(value) if isinstance(value, tuple) else value
+    return found

@@ -34,8 +34,9 @@ class TermGuard:
     """Watches the terms of a run; call `check` on each step's terms before backward.
 
     At the first step with weight > 0 a term must be finite and connected to every student it names. Then its gradient
-    is measured, at ever longer intervals, until it was non-zero once for each of them; a term whose gradient is still
-    zero after `patience` such steps stops the run. Measuring costs one backward pass of the term, as a rule once a run.
+    is measured until it was non-zero once for each of them; a term whose gradient is still zero after `patience` such
+    steps stops the run. Measuring costs one backward pass of the term, as a rule once a run; while the term is exactly
+    zero (an empty mask or bank) it is measured at ever longer intervals only.
 
     Args:
         students: name -> net.
@@ -48,8 +49,8 @@ class TermGuard:
         self._steps: dict[str, int] = {}
         self._unproven: dict[str, set[str]] = {}
 
-    def check(self, terms: Terms) -> None:
-        """Raise DeadTermError if a term is dead."""
+    def check(self, terms: Terms, *, scale: float = 1.0) -> None:
+        """Raise DeadTermError if a term is dead; `scale` is the loss scale, without which float16 underflows."""
         for name, term in terms.items():
             if term.weight <= 0:
                 continue
@@ -61,8 +62,8 @@ class TermGuard:
                 continue
             self._steps[name] += 1
             count = self._steps[name]
-            if count & (count - 1) == 0 or count >= self.patience:  # 1, 2, 4, 8, ... steps
-                self._unproven[name] -= {s for s in self._unproven[name] if self._has_gradient(term, s)}
+            if bool(term.value.detach() != 0) or count & (count - 1) == 0:  # 1, 2, 4, 8, ... steps
+                self._unproven[name] -= {s for s in self._unproven[name] if self._has_gradient(term, s, scale)}
             if self._unproven[name] and count >= self.patience:
                 raise DeadTermError(
                     f"term {name!r} gave {', '.join(sorted(self._unproven[name]))} no gradient in {count} steps "
@@ -97,6 +98,7 @@ class TermGuard:
                     "(detached, computed without gradient, or a constant)"
                 )
 
-    def _has_gradient(self, term: Term, student: str) -> bool:
-        grads = torch.autograd.grad(term.value, self._parameters(student), retain_graph=True, allow_unused=True)
-        return any(bool(g.any()) for g in grads if g is not None)
+    def _has_gradient(self, term: Term, student: str, scale: float) -> bool:
+        value = term.value * scale
+        grads = torch.autograd.grad(value, self._parameters(student), retain_graph=True, allow_unused=True)
+        return any(bool(((g != 0) & g.isfinite()).any()) for g in grads if g is not None)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 class CsvLog:
-    """Appends rows to a CSV file whose columns are those of the first row.
+    """Appends rows to a CSV file; a row with new columns (a later stage's terms) widens the file.
 
     Args:
         path: the file; an existing one is continued.
@@ -25,33 +25,28 @@ class CsvLog:
                 # a row cut short by a crash has no readable step; it is dropped with the rest
                 rows = [row for row in reader if (row.get("step") or "").isdigit() and int(row["step"]) < keep_below]
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("w", newline="")
-        self._writer: csv.DictWriter[str] | None = None
-        if self.columns:
-            self._start(self.columns)
-            for row in rows:
-                self._writer_row(row)
-            self._file.flush()
+        self._start(rows)
 
     def write(self, row: Mapping[str, object]) -> None:
         """Append one row; floats are written with six significant digits."""
-        if self._writer is None:
-            self._start(list(row))
-        unknown = set(row) - set(self.columns)
-        if unknown:
-            raise ValueError(f"{self.path.name} has columns {self.columns}; the row adds {sorted(unknown)}")
-        self._writer_row({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+        new = [name for name in row if name not in self.columns]
+        if new:
+            self._file.close()
+            with self.path.open(newline="") as file:
+                rows = list(csv.DictReader(file))
+            self.columns += new
+            self._start(rows)
+        self._writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
         self._file.flush()
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
 
-    def _start(self, columns: list[str]) -> None:
-        self.columns = columns
-        self._writer = csv.DictWriter(self._file, columns, restval="")
-        self._writer.writeheader()
-
-    def _writer_row(self, row: Mapping[str, object]) -> None:
-        if self._writer is not None:
-            self._writer.writerow(row)
+    def _start(self, rows: list[dict[str, str]]) -> None:
+        self._file = self.path.open("w", newline="")
+        self._writer = csv.DictWriter(self._file, self.columns, restval="")
+        if self.columns:
+            self._writer.writeheader()
+        self._writer.writerows(rows)
+        self._file.flush()

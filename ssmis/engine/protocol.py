@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """How a run is done: grid, patches, batches, augmentation, optimisation and inference, under a name."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from ssmis.data import Augment, BatchMaker, Cache, Case, TwoStreamSampler
 from ssmis.engine.config import FitConfig
@@ -66,6 +68,20 @@ class Protocol:
             unlabelled_augment=self.augment,
             foreground_prob=self.foreground,
         )
+
+    def facts(self, **lists: Sequence[Case]) -> dict[str, Any]:
+        """Return what a run under this protocol depends on, for `fit(facts=...)`: settings, case lists and digests.
+
+        Args:
+            lists: role in training -> cases.
+        """
+        settings = asdict(self)
+        del settings["fit"]  # `fit` stores its own
+        facts: dict[str, Any] = {"protocol": settings, "checkpoint": "last"}
+        for role, cases in lists.items():
+            ids = [case.id for case in cases]
+            facts[role] = {"cases": ids, "sha256": hashlib.sha256("\n".join(ids).encode()).hexdigest()}
+        return facts
 
     def predictor(self, recipe: Recipe) -> Predictor:
         """Return the sliding-window predictor of a trained recipe."""

@@ -4,9 +4,10 @@
 import os
 import platform
 import sys
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -115,13 +116,25 @@ def apply_memory_format(module: nn.Module, memory_format: torch.memory_format) -
             layer.weight.data = layer.weight.data.contiguous(memory_format=memory_format)
 
 
+def reset_peak_memory(device: torch.device | str = "cpu") -> None:
+    """Start counting the peak memory anew, where the system lets a process do so (CUDA; Linux)."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_memory_mb(device: torch.device | str = "cpu") -> float:
-    """Return the peak memory so far in MiB: allocated by torch on a GPU, resident of the process on a CPU.
+    """Return the peak memory since the last reset in MiB: allocated by torch on a GPU, else resident in the process.
 
     It is nan where the system does not tell (Windows).
     """
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 2**10
     try:
         import resource
     except ImportError:

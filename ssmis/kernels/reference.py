@@ -60,7 +60,9 @@ def voxel_losses(
                 loss = _all(similarity, positive) if denominator == "all" else _negatives(similarity, positive)
             losses.append(loss)
             counts.append(counted)
-    return torch.stack(losses).view(labels.shape), torch.tensor(counts, device=labels.device).view(labels.shape)
+    stacked = torch.stack(losses) if losses else zero.expand(0)
+    counted_voxels = torch.tensor(counts, dtype=torch.bool, device=labels.device)
+    return stacked.view(labels.shape), counted_voxels.view(labels.shape)
 
 
 def _all(similarity: Tensor, positive: Tensor) -> Tensor:
@@ -78,5 +80,5 @@ def reduce(losses: Tensor, counted: Tensor, weight: Tensor | None, reduction: st
     own = own.where(counted, 0)
     if reduction == "none":
         return losses * own
-    total = own.sum() if reduction == "mean" else torch.ones_like(losses[0, 0])
+    total = own.sum() if reduction == "mean" else own.new_ones(())
     return (losses * own).sum() / total.where(total > 0, 1)

@@ -6,7 +6,7 @@ from math import inf
 from torch import Tensor, nn
 
 from ssmis._checks import check_choice, check_class_maps, check_labels, check_mask, check_range
-from ssmis.losses._reduce import REDUCTIONS, Reduction
+from ssmis.losses._reduce import REDUCTIONS, Reduction, mean_or_zero
 from ssmis.losses._voxels import class_sums, is_class, upcast, valid_voxels
 from ssmis.registry import LOSSES, Example
 
@@ -66,7 +66,7 @@ def soft_dice(
     claimed = class_sums((probs.square() if squared else probs).where(valid, 0), reduction)
     size = class_sums(truth, reduction)
     loss = 1 - (2 * overlap + smooth) / (claimed + size + smooth)
-    return loss if reduction == "none" else loss.mean()
+    return loss if reduction == "none" else mean_or_zero(loss)
 
 
 @LOSSES.register(

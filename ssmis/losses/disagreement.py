@@ -4,7 +4,7 @@
 from torch import Tensor, nn
 
 from ssmis._checks import check_choice, check_class_maps, check_labels, check_mask, check_range, check_same_shape
-from ssmis.losses._reduce import REDUCTIONS, Reduction
+from ssmis.losses._reduce import REDUCTIONS, Reduction, mean_or_zero
 from ssmis.losses._voxels import class_sums, is_class, upcast, valid_voxels
 from ssmis.registry import LOSSES, Example
 
@@ -59,7 +59,7 @@ def confidence_disagreement(
     error = (probs - is_class(labels, range(1, student_logits.shape[1])).to(probs.dtype)).square()
 
     loss = class_sums(error.where(chosen, 0), reduction) / class_sums(chosen, reduction).clamp_min(1)
-    return loss if reduction == "none" else loss.mean()
+    return loss if reduction == "none" else mean_or_zero(loss)
 
 
 @LOSSES.register(

@@ -1,11 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Class prototypes and banks that remember features of reliable voxels."""
 
-from ssmis.memory.anchors import sample_voxels
+from ssmis.memory.anchors import sample_voxels, volume_weight
 from ssmis.memory.bank import Bank
 from ssmis.memory.batch import BatchBank
 from ssmis.memory.ema import EMABank
 from ssmis.memory.fifo import FIFOBank
 from ssmis.memory.prototypes import class_means, sample_per_class
 
-__all__ = ["Bank", "BatchBank", "EMABank", "FIFOBank", "class_means", "sample_per_class", "sample_voxels"]
+__all__ = [
+    "Bank",
+    "BatchBank",
+    "EMABank",
+    "FIFOBank",
+    "class_means",
+    "sample_per_class",
+    "sample_voxels",
+    "volume_weight",
+]

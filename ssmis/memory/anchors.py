@@ -37,3 +37,19 @@ def sample_voxels(
     chosen = scores.where(flat_labels >= 0, -1).topk(min(count, flat.shape[2]), dim=1).indices
     drawn = flat.gather(2, chosen[:, None].expand(-1, flat.shape[1], -1))
     return drawn, flat_labels.gather(1, chosen).clamp_min(-1)
+
+
+def volume_weight(labels: Tensor) -> Tensor:
+    """Return float `(B, *S)` weights under which a mean over voxels is a mean over each volume, then over volumes.
+
+    Args:
+        labels: integer `(B, *S)`; voxels with a negative label weigh nothing.
+
+    Empty case: a volume without a labelled voxel weighs nothing.
+
+    >>> volume_weight(torch.tensor([[0, 1, 1, 0], [1, -1, -1, -1]]))
+    tensor([[0.2500, 0.2500, 0.2500, 0.2500],
+            [1.0000, 0.0000, 0.0000, 0.0000]])
+    """
+    counted = (labels >= 0).flatten(1).float()
+    return (counted / counted.sum(1, keepdim=True).clamp_min(1)).view(labels.shape)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The contract between a method and the training loop."""
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ssmis._checks import check_range
 from ssmis.data.batch import Batch
 from ssmis.nets.output import NetOutput
 from ssmis.uncertainty import entropy_of_probs
@@ -24,21 +26,28 @@ class Term:
 
 
 class Terms(Mapping[str, Term]):
-    """The named terms of one step, in the order they were added; the engine adds them up and checks them."""
+    """The named terms of one step, in the order they were added; the engine adds them up and checks them.
+
+    Attributes:
+        notes: name -> number that is logged beside the terms and trains nothing.
+    """
 
     def __init__(self) -> None:
         self._terms: dict[str, Term] = {}
+        self.notes: dict[str, Tensor] = {}
 
     def add(self, name: str, value: Tensor, weight: float = 1.0, *, reaches: Sequence[str]) -> None:
         """Add a term.
 
         Raises:
-            ValueError: the name is taken, the value is no scalar, or `reaches` is empty.
+            ValueError: the name is taken, the value is no scalar, the weight is negative or not finite, or `reaches`
+                is empty.
         """
         if name in self._terms:
             raise ValueError(f"term {name!r} was added twice")
         if value.ndim != 0:
             raise ValueError(f"term {name!r} has shape {tuple(value.shape)}; expected a scalar")
+        check_range(weight, 0.0, sys.float_info.max, name=f"weight of term {name!r}")
         if not reaches:
             raise ValueError(f"term {name!r} reaches no student; name the ones it must train")
         self._terms[name] = Term(value.float(), float(weight), tuple(reaches))
@@ -121,17 +130,24 @@ class Recipe(nn.Module):
         """Update teachers and banks; runs once per applied step, after a skipped step not at all."""
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """Optimiser groups; norms and biases get no weight decay when the engine's optimiser decouples it."""
-        decay = [p for p in self.parameters() if p.requires_grad and p.ndim > 1]
-        flat = [p for p in self.parameters() if p.requires_grad and p.ndim <= 1]
-        return [{"params": decay}, {"params": flat, "is_flat": True}]
+        """Optimiser groups, two a student: weights, and norms and biases (`is_flat`: no decoupled weight decay).
+
+        Further keys a group may have: `lr_scale`, `weight_decay`, `clip_norm`. Gradients are clipped by the norm over
+        all groups of one `name`, here the student's: a spike in one net does not slow the other.
+        """
+        groups: list[dict[str, Any]] = []
+        for name, net in self.students.items():
+            trained = [p for p in net.parameters() if p.requires_grad]
+            groups.append({"name": name, "params": [p for p in trained if p.ndim > 1]})
+            groups.append({"name": name, "params": [p for p in trained if p.ndim <= 1], "is_flat": True})
+        return groups
 
     def stages(self) -> tuple[Stage, ...]:
         """Phases of training; their shares add up to 1."""
         return (Stage("train", 1.0),)
 
     def begin_stage(self, context: StageContext) -> None:
-        """Prepare a stage; everything written goes into the run folder."""
+        """Prepare a stage; what it decides must live in buffers or the run folder, since a resume calls it no more."""
 
     def deployed(self) -> Mapping[str, nn.Module]:
         """The nets that predict: name -> net."""

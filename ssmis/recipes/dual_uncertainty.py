@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from ssmis._checks import check_choice
 from ssmis.data.batch import Batch
-from ssmis.kernels import voxel_contrast
+from ssmis.kernels import VoxelContrastStats, voxel_contrast
 from ssmis.losses import Reduction, confidence_disagreement, cosine_consistency, dice_ce, kl_rectified_ce, pseudo_ce
-from ssmis.memory import Bank, sample_per_class, sample_voxels
+from ssmis.losses.cross_pseudo import Targets
+from ssmis.memory import Bank, sample_per_class, sample_voxels, volume_weight
 from ssmis.nets.output import NetOutput
 from ssmis.recipes._nets import two_nets
 from ssmis.recipes.base import Recipe, Terms
@@ -27,40 +28,54 @@ class DualUncertaintyConfig:
     """Coefficients of `DualUncertainty`; A is the first net, B the second.
 
     Attributes:
+        ce_weight: of the cross-entropy, labelled volumes.
+        dice_weight: of the soft Dice loss, labelled volumes.
         disagreement_weight: of the confidence disagreement, labelled volumes.
+        disagreement_into: nets it trains: "both", "first" or "second".
         disagreement_threshold: probability from which a net counts as confident.
         rectified_weight: of the cross pseudo supervision with KL weight.
-        rectified_into: "both" nets learn from each other, or only the "first" from the second.
+        rectified_into: "both" nets learn from each other, or only the "first" or "second" from the other.
         rectified_on: "unlabelled" volumes, or "all".
         detach_weight: treat the KL weight as a constant; None: only for more than 4 classes.
+        targets: "hard" pseudo-labels, or "soft" ones, in the rectified and filtered terms.
+        sharpen_temperature: of soft targets; None: their default.
         filtered_weight: of the entropy-filtered supervision.
         keep_fraction: share of the voxels with the lowest entropy that are kept (q).
         filter_scope: how voxels are ranked: "volume", "class" (volume and class) or "batch".
         cosine_weight: of the cosine consistency, unlabelled volumes.
-        contrast_weight: of the contrast at the end of training; ramp exp(-5 (1 - t)^2).
+        contrast_weight: of the contrast, mean of both nets, at the end of its ramp.
+        contrast_ramp_end: progress at which the ramp exp(-5 (1 - t)^2) of the contrast reaches 1.
         temperature: of the contrast.
         bank: "fifo", "ema" or "batch".
         slots: prototypes a class, for "fifo".
+        bank_decay: of the moving prototypes, for "ema".
         candidates: random reliable voxels a class and volume that enter a bank each step.
         anchors: random uncertain voxels a volume that are contrasted; None: all of them.
         ramp_end: progress at which the ramp exp(-5 (1 - t)^2) of the unlabelled terms reaches 1; 0: no ramp.
         reduction: "mean" (a volume, then volumes) or "pooled" over the batch (rank-local under DDP).
     """
 
+    ce_weight: float = 1.0
+    dice_weight: float = 1.0
     disagreement_weight: float = 0.5
+    disagreement_into: str = "both"
     disagreement_threshold: float = 0.6
     rectified_weight: float = 1.0
     rectified_into: str = "both"
     rectified_on: str = "unlabelled"
     detach_weight: bool | None = None
+    targets: Targets = "hard"
+    sharpen_temperature: float | None = None
     filtered_weight: float = 1.0
     keep_fraction: float = 0.5
     filter_scope: Scope = "volume"
     cosine_weight: float = 0.0
     contrast_weight: float = 0.1
+    contrast_ramp_end: float = 1.0
     temperature: float = 0.1
     bank: str = "fifo"
     slots: int = 256
+    bank_decay: float = 0.9
     candidates: int = 32
     anchors: int | None = 4096
     ramp_end: float = 0.4
@@ -70,6 +85,7 @@ class DualUncertaintyConfig:
 PRESETS = {
     "paper": DualUncertaintyConfig(),
     "public_code": DualUncertaintyConfig(
+        disagreement_into="second",
         rectified_into="first",
         rectified_on="all",
         filtered_weight=0.0,
@@ -111,18 +127,21 @@ class DualUncertainty(Recipe):
         super().__init__(two_nets(nets), predict_with=predict_with)
         check_choice(preset, tuple(PRESETS), name="preset")
         self.config = c = replace(PRESETS[preset], **overrides)
-        check_choice(c.rectified_into, ("both", "first"), name="rectified_into")
+        check_choice(c.disagreement_into, ("both", "first", "second"), name="disagreement_into")
+        check_choice(c.rectified_into, ("both", "first", "second"), name="rectified_into")
         check_choice(c.rectified_on, ("unlabelled", "all"), name="rectified_on")
         self.banks = nn.ModuleDict()
         if c.contrast_weight > 0:
-            settings = {"slots": c.slots} if c.bank == "fifo" else {}
+            own: dict[str, dict[str, Any]] = {"fifo": {"slots": c.slots}, "ema": {"decay": c.bank_decay}}
             for name, net in self.students.items():
                 classes, channels = feature_space(name, net)
-                self.banks[name] = BANKS.create(c.bank, classes=classes, channels=channels, **settings)
+                self.banks[name] = BANKS.create(c.bank, classes=classes, channels=channels, **own.get(c.bank, {}))
         self._candidates: dict[str, list[tuple[Tensor, Tensor]]] = {}
 
     def forward(self, batch: Batch, progress: float) -> Terms:
         """Terms `supervised`, `disagreement`, `rectified`, `filtered`, `cosine` and `contrast`, each `/<net>`."""
+        if len(batch.unlabelled) == 0:
+            raise ValueError("the batch has no unlabelled volumes; dual_uncertainty needs some in every batch")
         c, images = self.config, batch.images
         ramp = gaussian_ramp(progress, end=c.ramp_end) if c.ramp_end > 0 else 1.0
         outputs = {name: net(images) for name, net in self.students.items()}
@@ -134,6 +153,11 @@ class DualUncertainty(Recipe):
             )
         everything = c.rectified_on == "all"
         everywhere = torch.cat([batch.labels >= 0, valid_voxels(batch)]) if everything else batch.valid
+        targets: dict[str, Any] = {
+            "targets": c.targets,
+            "sharpen_temperature": c.sharpen_temperature,
+            "reduction": c.reduction,
+        }
         first, second = self.students
         terms = Terms()
         for name, peer in ((first, second), (second, first)):
@@ -143,27 +167,31 @@ class DualUncertainty(Recipe):
             def add(term: str, value: Tensor, weight: float, name: str = name) -> None:
                 terms.add(f"{term}/{name}", value, weight, reaches=[name])
 
-            add("supervised", dice_ce(own_l, batch.labels, reduction=c.reduction), 1.0)
-            if c.disagreement_weight > 0:
+            place = "first" if name == first else "second"
+            supervised = dice_ce(
+                own_l, batch.labels, ce_weight=c.ce_weight, dice_weight=c.dice_weight, reduction=c.reduction
+            )
+            add("supervised", supervised, 1.0)
+            if c.disagreement_weight > 0 and c.disagreement_into in ("both", place):
                 gap = confidence_disagreement(
                     own_l, peer_l, batch.labels, threshold=c.disagreement_threshold, reduction=c.reduction
                 )
                 add("disagreement", gap, c.disagreement_weight)
-            if c.rectified_weight > 0 and (c.rectified_into == "both" or name == first):
+            if c.rectified_weight > 0 and c.rectified_into in ("both", place):
                 own, other = (outputs[n].logits if everything else unlabelled[n].logits for n in (name, peer))
-                rectified = kl_rectified_ce(
-                    own, other, detach_weight=c.detach_weight, mask=everywhere, reduction=c.reduction
-                )
+                rectified = kl_rectified_ce(own, other, detach_weight=c.detach_weight, mask=everywhere, **targets)
                 add("rectified", rectified, c.rectified_weight * ramp)
             if c.filtered_weight > 0:
-                filtered = pseudo_ce(own_u, peer_u, mask=keep[peer], reduction=c.reduction)
+                filtered = pseudo_ce(own_u, peer_u, mask=keep[peer], **targets)
                 add("filtered", filtered, c.filtered_weight * ramp)
             if c.cosine_weight > 0:
                 cosine = cosine_consistency(own_u, peer_u, mask=batch.valid, reduction=c.reduction)
                 add("cosine", cosine, c.cosine_weight * ramp)
             if c.contrast_weight > 0:
-                contrast = self._contrast(batch, name, outputs[name], peer_u, keep[peer])
-                add("contrast", contrast, c.contrast_weight * gaussian_ramp(progress))
+                contrast, stats = self._contrast(batch, name, outputs[name], peer_u, keep[peer])
+                weight = c.contrast_weight / 2 * gaussian_ramp(progress, end=c.contrast_ramp_end)
+                add("contrast", contrast, weight)  # half: the loss is the mean over both nets
+                terms.notes[f"anchors/{name}"], terms.notes[f"anchors_skipped/{name}"] = stats.valid, stats.skipped
         return terms
 
     def begin_step(self) -> None:
@@ -179,7 +207,7 @@ class DualUncertainty(Recipe):
 
     def _contrast(
         self, batch: Batch, name: str, output: NetOutput, peer_logits: Tensor, kept_by_peer: Tensor
-    ) -> Tensor:
+    ) -> tuple[Tensor, VoxelContrastStats]:
         """Contrast of the voxels that the peer is unsure of with the bank of reliable ones; collects candidates."""
         if output.features is None:
             raise ValueError(f"net {name!r} returns no features; the contrast needs them (or contrast_weight=0)")
@@ -205,7 +233,9 @@ class DualUncertainty(Recipe):
             keys,
             key_labels,
             temperature=self.config.temperature,
+            weight=volume_weight(unsure),
             denominator="negatives",
+            return_stats=True,
         )
 
 

@@ -42,7 +42,7 @@ def lowest(
         ValueError: a fraction outside [0, 1], an unknown scope, shapes that differ, or labels missing or unused.
 
     Gradient: none.
-    Empty case: a group without valid voxels keeps none.
+    Empty case: a group without valid voxels keeps none; a batch without volumes gives an empty mask.
 
     >>> lowest(torch.tensor([[0.2, 0.0, 0.0, 0.0]]), 0.5)
     tensor([[False,  True,  True, False]])
@@ -59,10 +59,10 @@ def lowest(
             check_same_shape(values=values, **{name: other})
     if valid is not None and valid.dtype != torch.bool:
         raise ValueError(f"valid has dtype {valid.dtype}; expected bool")
-    rows = 1 if scope == "batch" else values.shape[0]
-    flat = values.detach().reshape(rows, -1)
     if values.numel() == 0:
         return torch.zeros_like(values, dtype=torch.bool)
+    rows = 1 if scope == "batch" else values.shape[0]
+    flat = values.detach().reshape(rows, -1)
     group = None if labels is None else labels.detach().reshape(rows, -1)
     inside = None if valid is None else valid.reshape(rows, -1)
     if group is not None:

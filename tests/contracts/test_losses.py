@@ -179,6 +179,24 @@ def test_empty_mask_is_an_attached_zero(name, dims):
         assert torch.equal(arguments[student].grad, torch.zeros_like(arguments[student]))
 
 
+@every_reduction
+def test_no_volumes_are_an_attached_zero(name, dims, reduction):
+    loss, arguments = make(name, dims, batch=0, reduction=reduction)
+    value = loss(**arguments)
+    assert value == 0
+    value.backward()
+    for student in LOSSES[name].example.student:
+        assert arguments[student].grad.shape == arguments[student].shape
+
+
+@every_loss
+def test_no_volumes_have_no_voxel_values(name, dims):
+    loss, arguments = make(name, dims, batch=0, reduction="none")
+    values = loss(**arguments)
+    assert values.shape[0] == 0
+    assert values.requires_grad
+
+
 @every_masked_loss
 @pytest.mark.parametrize("reduction", ["mean", "pooled"])
 def test_voxels_outside_the_mask_get_no_gradient_and_have_no_say(name, dims, reduction):

@@ -161,7 +161,7 @@ def test_label_out_of_range(root):
     assert load_la(one(root), classes=256).label.max() == 255
 
 
-@pytest.mark.parametrize("value", [0.5, -1.0, 300.0])
+@pytest.mark.parametrize("value", [0.5, -1.0, 300.0, np.nan, np.inf])
 def test_label_that_is_no_class_index(root, value):
     image, label = volume()
     label = label.astype(np.float32)
@@ -169,6 +169,65 @@ def test_label_that_is_no_class_index(root, value):
     rewrite(one(root), image=image, label=label)
     with pytest.raises(DataError, match=rf"the label has values \[{value}\]; expected whole numbers"):
         load_la(one(root))
+
+
+@pytest.mark.parametrize("name", ["image", "label"])
+def test_group_instead_of_a_data_set(root, name):
+    image, label = volume()
+    values = {"image": image, "label": label}
+    del values[name]
+    rewrite(one(root), **values)
+    with h5py.File(one(root).image, "a") as file:
+        file.create_group(name)
+    with pytest.raises(DataError, match=rf"mri_norm2\.h5: '{name}' is a Group; expected a data set"):
+        load_la(one(root))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image": np.zeros((5, 0, 4), np.float32)}, r"the image has shape \(5, 0, 4\); expected at least one voxel"),
+        ({"label": np.zeros((0, 6, 4), np.uint8)}, r"the label has shape \(0, 6, 4\); expected at least one voxel"),
+        ({"image": h5py.Empty("f")}, "the image has shape None; expected at least one voxel"),
+        ({"image": np.full(SHAPE, b"spam")}, r"the image has dtype \|S4; expected real numbers"),
+        ({"image": np.ones(SHAPE, np.complex64)}, "the image has dtype complex64; expected real numbers"),
+        ({"image": np.full(SHAPE, 1e300)}, "the image has 120 NaN or infinite voxels of 120"),
+    ],
+)
+def test_data_set_without_usable_voxels(root, change, message):
+    image, label = volume()
+    rewrite(one(root), **{"image": image, "label": label, **change})
+    with pytest.raises(DataError, match=rf"mri_norm2\.h5: {message}"):
+        load_la(one(root))
+
+
+@pytest.mark.parametrize("error", [OSError, KeyError, RuntimeError, TypeError, ValueError, MemoryError])
+def test_whatever_h5py_raises_is_a_data_error(root, monkeypatch, error):
+    def broken(self, key):
+        raise error("bad header")
+
+    monkeypatch.setattr(h5py.Dataset, "__getitem__", broken)
+    with pytest.raises(DataError, match=r"case0/mri_norm2\.h5: cannot be read as HDF5.*bad header") as caught:
+        load_la(one(root))
+    assert isinstance(caught.value.__cause__, error)
+
+
+def test_flipped_bytes_give_a_volume_or_a_data_error(root):
+    case = one(root)
+    content = case.image.read_bytes()
+    random = np.random.default_rng(0)
+    outcomes = []
+    for _ in range(60):
+        damaged = bytearray(content)
+        for at in random.integers(0, len(content), 8):
+            damaged[at] ^= random.integers(1, 256)
+        case.image.write_bytes(damaged)
+        try:
+            outcomes.append(type(load_la(case)))
+        except DataError as error:
+            assert str(error).startswith(f"{case.image}: ")  # noqa: PT017
+            outcomes.append(DataError)
+    assert set(outcomes) == {Volume, DataError}
 
 
 def test_shape_mismatch(root):

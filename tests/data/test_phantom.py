@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+import ssmis.data.phantom
 from ssmis.data import atrium_phantom, la_split, load_la, write_phantoms
 from ssmis.data.la import FOLDER
 
@@ -82,3 +83,47 @@ def test_written_phantoms_are_an_la_data_set(tmp_path):
     assert not (tmp_path / "other" / "test.list").exists()
     other = load_la(la_split(tmp_path / "other", labelled=2).labelled[0])
     assert not np.array_equal(other.image, load_la(split.labelled[0]).image)
+
+
+def stamps(root):
+    return {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()}
+
+
+def test_phantoms_that_are_there_are_not_written_again(tmp_path, monkeypatch):
+    settings = {"labelled": 2, "unlabelled": 1, "test": 1, "size": (16, 16, 16), "seed": 5}
+    write_phantoms(tmp_path, **settings)
+    before = stamps(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(ssmis.data.phantom, "atrium_phantom", None)  # drawing one would fail
+        assert write_phantoms(tmp_path, **{**settings, "size": [16, 16, 16]}) == tmp_path
+    assert stamps(tmp_path) == before
+
+
+@pytest.mark.parametrize("lost", ["phantoms.json", "train.list", "test.list", f"{FOLDER}/phantom_0001/mri_norm2.h5"])
+def test_incomplete_phantoms_are_completed(tmp_path, lost):
+    settings = {"labelled": 2, "test": 1, "size": (16, 16, 16)}
+    write_phantoms(tmp_path, **settings)
+    before = stamps(tmp_path)
+    (tmp_path / lost).unlink()
+    write_phantoms(tmp_path, **settings)
+    after = stamps(tmp_path)
+    assert set(after) == set(before)
+    if lost != "phantoms.json":  # without it nobody knows what the others are
+        assert {path for path in after if after[path] != before[path]} == {tmp_path / lost}
+    assert len(la_split(tmp_path, labelled=2, test="test.list").test) == 1
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"labelled": 1}, {"size": (16, 16, 18)}, {"test": 0}])
+def test_other_settings_in_one_folder_are_an_error(tmp_path, change):
+    settings = {"labelled": 2, "unlabelled": 0, "test": 1, "size": (16, 16, 16), "seed": 0}
+    write_phantoms(tmp_path, **settings)
+    before = stamps(tmp_path)
+    (name,) = change
+    value = list(change[name]) if name == "size" else change[name]
+    was = list(settings[name]) if name == "size" else settings[name]
+    with pytest.raises(ValueError, match=r"phantoms\.json: the phantoms there have settings") as caught:
+        write_phantoms(tmp_path, **{**settings, **change})
+    found, expected = str(caught.value).split("; expected ")
+    assert f"'{name}': {was}" in found
+    assert f"'{name}': {value}" in expected
+    assert stamps(tmp_path) == before

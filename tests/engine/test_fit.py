@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +15,9 @@ import pytest
 import torch
 from recipes.small import small_batch, small_nets
 
-from ssmis.engine import FitConfig, PseudoLabelQuality, fit, load_checkpoint
+from ssmis.engine import DeadTermError, FitConfig, PseudoLabelQuality, fit, load_checkpoint
 from ssmis.engine.log import CsvLog
-from ssmis.engine.optim import make_optimizer
+from ssmis.engine.optim import clip_gradients, make_optimizer
 from ssmis.losses import dice_ce
 from ssmis.recipes import DualUncertainty, Recipe, Supervised, Terms
 from ssmis.recipes.base import Stage
@@ -43,9 +44,9 @@ def test_a_run_leaves_settings_log_and_checkpoint(tmp_path):
     assert [row["step"] for row in log] == ["0", "1", "2", "3"]
     assert all(float(row["filtered/vnet"]) > 0 for row in log)
     assert float(log[0]["weight:filtered/vnet"]) < float(log[3]["weight:filtered/vnet"])
-    total = sum(float(log[2][n]) * float(log[2]["weight:" + n]) for n in log[2] if "/" in n and ":" not in n)
+    total = sum(float(log[2][n]) * float(log[2]["weight:" + n]) for n in log[2] if "weight:" + n in log[2])
     assert total == pytest.approx(float(log[2]["loss"]), rel=1e-4)
-    assert json.loads((tmp_path / "fit.json").read_text())["steps"] == 4
+    assert json.loads((tmp_path / "protocol.json").read_text())["fit"]["steps"] == 4
     assert json.loads((tmp_path / "env.json").read_text())["packages"]["torch"]
     assert load_checkpoint(tmp_path / "checkpoints" / "last.pt")["step"] == 4
     assert result.minutes > 0
@@ -66,8 +67,14 @@ def test_resuming_a_finished_run_returns_its_weights(tmp_path):
 
 def test_resume_with_other_settings_names_them(tmp_path):
     run(supervised(), tmp_path)
-    with pytest.raises(ValueError, match=r"learning_rate was 0\.05 and is 0\.1"):
+    with pytest.raises(ValueError, match=r"fit\.learning_rate was 0\.05 and is 0\.1"):
         run(supervised(), tmp_path, replace(CONFIG, learning_rate=0.1), resume=True)
+
+
+def test_resume_with_other_facts_names_them(tmp_path):
+    run(supervised(), tmp_path, facts={"cases": {"labelled": ["a", "b"]}})
+    with pytest.raises(ValueError, match=r"cases\.labelled was \['a', 'b'\] and is \['a'\]"):
+        run(supervised(), tmp_path, facts={"cases": {"labelled": ["a"]}}, resume=True)
 
 
 def test_averaged_students_predict_and_raw_ones_are_kept(tmp_path):
@@ -106,16 +113,17 @@ def test_quality_callback_counts_right(tmp_path):
 
 
 class Explodes(Recipe):
-    """Its second step has a NaN; it counts the steps that were applied."""
+    """Its second step has a NaN in the images and so in BatchNorm; it counts the steps that were applied."""
 
     def __init__(self, nets, bad=(1,)):
         super().__init__(nets)
         self.bad, self.applied = bad, 0
 
     def forward(self, batch, progress):
-        loss = dice_ce(self.students["vnet"](batch.labelled).logits, batch.labels)
+        images = batch.labelled * float("nan") if batch.key in self.bad else batch.labelled
         terms = Terms()
-        terms.add("supervised/vnet", loss * float("nan") if batch.key in self.bad else loss, reaches=["vnet"])
+        loss = dice_ce(self.students["vnet"](images).logits, batch.labels)
+        terms.add("supervised/vnet", loss, reaches=["vnet"])
         return terms
 
     def after_step(self, progress):
@@ -126,8 +134,14 @@ def test_a_non_finite_step_is_skipped_altogether(tmp_path):
     recipe = Explodes(small_nets(names=("vnet",)))
     run(recipe, tmp_path)
     assert recipe.applied == 3
-    assert all(torch.isfinite(p).all() for p in recipe.parameters())
+    assert all(torch.isfinite(value).all() for value in recipe.state_dict().values())
+    assert recipe.students["vnet"].state_dict()["encoder.levels.0.0.1.num_batches_tracked"] == 3
     assert rows(tmp_path / "metrics.csv")[1]["loss"] == "nan"
+
+
+def test_a_non_finite_first_step_stops_the_run(tmp_path):
+    with pytest.raises(DeadTermError, match="'supervised/vnet' is nan at its first step"):
+        run(Explodes(small_nets(names=("vnet",)), bad=(0,)), tmp_path)
 
 
 def test_too_many_non_finite_steps_stop_the_run_and_name_term_and_cases(tmp_path):
@@ -158,6 +172,46 @@ def test_stages_begin_once_each_and_where_they_should(tmp_path):
     assert (tmp_path / "second.txt").read_text() == "2"
 
 
+def test_a_stage_begun_before_an_interruption_is_not_begun_again(tmp_path):
+    def interrupted(step):
+        if step == 3:
+            raise OSError("stop")
+        return small_batch(step)
+
+    config = replace(CONFIG, checkpoint_every=1)
+    with pytest.raises(OSError, match="stop"):
+        run(Staged(small_nets(names=("vnet",))), tmp_path, config, batches=interrupted)
+    (tmp_path / "second.txt").unlink()
+    resumed = run(Staged(small_nets(names=("vnet",))), tmp_path, config, resume=True).recipe.state_dict()
+    assert not (tmp_path / "second.txt").exists()
+    straight = run(Staged(small_nets(names=("vnet",))), tmp_path / "straight", config).recipe.state_dict()
+    assert all(torch.equal(value, resumed[key]) for key, value in straight.items())
+
+
+def test_shares_of_stages_must_add_up(tmp_path):
+    recipe = supervised()
+    recipe.stages = lambda: (Stage("first", 0.5), Stage("second", 0.4))
+    with pytest.raises(ValueError, match=r"shares of the stages are \[0\.5, 0\.4\]"):
+        run(recipe, tmp_path)
+
+
+def test_gradients_are_clipped_net_by_net():
+    recipe = Supervised(small_nets())
+    optimizer = make_optimizer(recipe.param_groups(), name="sgd", learning_rate=0.1, momentum=0.9, weight_decay=0.0)
+    for name, net in recipe.students.items():
+        for p in net.parameters():
+            p.grad = torch.full_like(p, 100.0 if name == "vnet" else 1e-4)
+    before = {name: [p.grad.clone() for p in net.parameters()] for name, net in recipe.students.items()}
+    assert clip_gradients(optimizer, 1.0) > 100
+    norms = {
+        name: torch.cat([p.grad.flatten() for p in net.parameters()]).norm() for name, net in recipe.students.items()
+    }
+    assert norms["vnet"] == pytest.approx(1.0, rel=1e-3)
+    assert all(
+        torch.equal(p.grad, g) for p, g in zip(recipe.students["resnet"].parameters(), before["resnet"], strict=True)
+    )
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -179,8 +233,8 @@ def test_rate_follows_warmup_and_schedule():
 def test_adamw_decays_no_norm_and_sgd_everything():
     groups = Recipe(small_nets()).param_groups()
     arguments = {"learning_rate": 0.1, "momentum": 0.9, "weight_decay": 0.3}
-    assert [g["weight_decay"] for g in make_optimizer(groups, name="adamw", **arguments).param_groups] == [0.3, 0.0]
-    assert [g["weight_decay"] for g in make_optimizer(groups, name="sgd", **arguments).param_groups] == [0.3, 0.3]
+    assert [g["weight_decay"] for g in make_optimizer(groups, name="adamw", **arguments).param_groups] == [0.3, 0.0] * 2
+    assert [g["weight_decay"] for g in make_optimizer(groups, name="sgd", **arguments).param_groups] == [0.3] * 4
 
 
 def test_log_continues_where_it_should(tmp_path):
@@ -195,10 +249,15 @@ def test_log_continues_where_it_should(tmp_path):
     log.write({"step": 3, "loss": 0.25})
     log.close()
     assert [row["step"] for row in rows(path)] == ["0", "1", "2", "3"]
-    log = CsvLog(path, keep_below=9)
-    with pytest.raises(ValueError, match="the row adds"):
-        log.write({"step": 9, "dice": 1.0})
+
+
+def test_log_grows_with_the_terms_of_a_later_stage(tmp_path):
+    path = tmp_path / "log.csv"
+    log = CsvLog(path)
+    log.write({"step": 0, "loss": 0.5})
+    log.write({"step": 1, "loss": 0.5, "extra": 2.0})
     log.close()
+    assert [row["extra"] for row in rows(path)] == ["", "2"]
 
 
 SCRIPT = """
@@ -223,8 +282,9 @@ def test_ctrl_c_leaves_a_checkpoint_of_the_step_it_logged(tmp_path):
         env={**os.environ, "PYTHONPATH": f"{here}:{here.parent}", "OMP_NUM_THREADS": "1"},
     )
     log = tmp_path / "metrics.csv"
-    while process.poll() is None and not (log.exists() and log.read_text().count("\n") > 3):
-        pass
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (log.exists() and log.read_text().count("\n") > 3):
+        time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130
     step = load_checkpoint(tmp_path / "checkpoints" / "last.pt")["step"]

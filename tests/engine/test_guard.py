@@ -86,6 +86,25 @@ def test_one_live_step_proves_a_term(students):
     assert guard.state_dict()["unproven"] == {"probe": []}
 
 
+def test_a_term_that_comes_alive_late_is_seen(students):
+    guard = TermGuard(students, patience=20)
+    for step in range(30):
+        logits = students["vnet"](small_batch(step).unlabelled).logits
+        mask = torch.full((2, 8, 8), step in (12, 13))  # between the steps at which a zero is measured
+        guard.check(terms_of(pseudo_ce(logits, logits.flip(0), mask=mask)))
+    assert guard.state_dict()["unproven"] == {"probe": []}
+
+
+def test_nan_gradient_is_no_proof(students):
+    guard = TermGuard(students, patience=3)
+    weight = next(students["vnet"].parameters())
+    terms = terms_of((weight * 0).sum().sqrt() + 1)  # the root's slope at 0 is infinite: 0 * inf
+    for _ in range(2):
+        guard.check(terms)
+    with pytest.raises(DeadTermError, match="no gradient in 3 steps"):
+        guard.check(terms)
+
+
 class ReleasedTerm(Recipe):
     """The release's entropy-filtered loss: computed on detached logits."""
 

@@ -49,7 +49,14 @@ def test_predict_averages_the_named_nets():
 
 def test_weight_decay_groups_split_by_rank():
     recipe = Recipe(small_nets())
-    decayed, flat = recipe.param_groups()
-    assert all(p.ndim > 1 for p in decayed["params"])
-    assert all(p.ndim <= 1 for p in flat["params"])
-    assert len(decayed["params"]) + len(flat["params"]) == len(list(recipe.parameters()))
+    groups = recipe.param_groups()
+    assert [group["name"] for group in groups] == ["resnet", "resnet", "vnet", "vnet"]
+    assert all(p.ndim <= 1 for group in groups if group.get("is_flat") for p in group["params"])
+    assert all(p.ndim > 1 for group in groups if not group.get("is_flat") for p in group["params"])
+    assert sum(len(group["params"]) for group in groups) == len(list(recipe.parameters()))
+
+
+@pytest.mark.parametrize("weight", [-0.1, float("nan"), float("inf")])
+def test_weights_must_be_numbers_from_zero_on(weight):
+    with pytest.raises(ValueError, match="weight of term 'a' is"):
+        Terms().add("a", torch.tensor(1.0), weight, reaches=["net"])

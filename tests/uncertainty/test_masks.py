@@ -50,6 +50,17 @@ def test_lowest_equals_sorting(seed, size, levels, fraction, scope, with_valid):
     assert mask.flatten().tolist() == expected
 
 
+@pytest.mark.parametrize("scope", ["volume", "batch", "class"])
+@pytest.mark.parametrize("shape", [(0, 4, 3), (2, 0, 3)])
+def test_nothing_to_rank_gives_an_empty_mask(scope, shape):
+    labels = torch.zeros(shape, dtype=torch.int64) if scope == "class" else None
+    for valid in (None, torch.ones(shape, dtype=torch.bool)):
+        mask = lowest(torch.zeros(shape), 0.5, scope=scope, labels=labels, valid=valid)
+        assert (tuple(mask.shape), mask.dtype) == (shape, torch.bool)
+    logits = torch.zeros(shape[0], 2, *shape[1:])
+    assert lowest_entropy(logits, 0.5, scope=scope).shape == shape
+
+
 @given(st.integers(0, 2**31), st.integers(1, 300), FRACTIONS, st.sampled_from(["equal", "two", "all different"]))
 def test_exactly_the_stated_number_is_kept(seed, voxels, fraction, ties):
     values = make_logits(seed, 3, 1, (voxels,))[:, 0]
