@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shared fixtures: the folder of real data, a reproducible hypothesis profile, one thread per test process."""
+"""Shared fixtures: the folder of real data, a seeded generator; the reproducible hypothesis profile; the GPU skip."""
 
 from pathlib import Path
 

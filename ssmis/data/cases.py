@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 
 class DataError(ValueError):
-    """Something is wrong with the data on disk; the message names the file."""
+    """Something is wrong with the data; the message names the file if one is at fault, else the case or the count."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ssmis.data.cases import DataError
 from ssmis.data.la import FILE, FOLDER, write_la
 from ssmis.data.sampling import batch_key
 from ssmis.data.shapes import ellipsoid, paint, scan, smooth_noise, tube
@@ -78,7 +79,7 @@ def write_phantoms(
     so that caches of the cases stay valid.
 
     Raises:
-        ValueError: `root` holds phantoms of other settings.
+        DataError: `root` holds phantoms of other settings.
     """
     root = Path(root)
     settings = {
@@ -86,7 +87,7 @@ def write_phantoms(
         "labelled": labelled,
         "unlabelled": unlabelled,
         "test": test,
-        "size": list(size),
+        "size": [int(length) for length in size],
         "seed": seed,
     }
     done = _written(root / SETTINGS, settings)
@@ -105,13 +106,13 @@ def write_phantoms(
 
 
 def _written(path: Path, settings: dict[str, Any]) -> bool:
-    """Whether phantoms of these settings were written before; ValueError if there are others."""
+    """Whether phantoms of these settings were written before; DataError if there are others."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):  # none yet, or cut off while it was written
         return False
     if found != settings:
-        raise ValueError(f"{path}: the phantoms there have settings {found}; expected {settings} (or another folder)")
+        raise DataError(f"{path}: the phantoms there have settings {found}; expected {settings} (or another folder)")
     return True
 
 

@@ -3,6 +3,7 @@
 
 from ssmis.nets.adapter import NetAdapter
 from ssmis.nets.base import EncoderDecoder
+from ssmis.nets.conv import Conv2d, Conv3d, protect_small_maps
 from ssmis.nets.ema import EMA
 from ssmis.nets.heads import ProjectionHead, SegmentationHead
 from ssmis.nets.output import NetOutput
@@ -13,6 +14,8 @@ from ssmis.nets.vnet import VNet
 
 __all__ = [
     "EMA",
+    "Conv2d",
+    "Conv3d",
     "EncoderDecoder",
     "NetAdapter",
     "NetOutput",
@@ -22,4 +25,5 @@ __all__ = [
     "TimmUNet",
     "UNet",
     "VNet",
+    "protect_small_maps",
 ]

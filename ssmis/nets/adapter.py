@@ -8,6 +8,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssmis.nets.conv import protect_small_maps
 from ssmis.nets.output import NetOutput
 
 
@@ -23,15 +24,30 @@ class NetAdapter(nn.Module):
         features: dotted name of a submodule whose output becomes `features`. What in-place layers behind it do to
             this output is seen; if it runs several times in one pass, the last output counts.
         logits: key or position of the logits; default: the key "logits" of a mapping, position 0 of a tuple.
+        classes: K, for recipes that keep class prototypes.
+        channels: of the features, likewise.
+
+    The module's convolutions are changed in place to compute small maps in float32 on a CPU (`ssmis.nets.conv`).
 
     Raises:
         ValueError: `features` names no submodule; in forward: the output holds no logits that fit the images, or the
             named submodule did not run or gave no map.
     """
 
-    def __init__(self, module: nn.Module, *, features: str | None = None, logits: str | int | None = None) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        features: str | None = None,
+        logits: str | int | None = None,
+        classes: int | None = None,
+        channels: int | None = None,
+    ) -> None:
         super().__init__()
+        protect_small_maps(module)
         self.module = module
+        self.classes = classes
+        self.channels = channels
         self.features = features
         self.logits = logits
         self._capture = _Capture()

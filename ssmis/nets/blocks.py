@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssmis._checks import check_choice
+from ssmis.nets.conv import Conv2d, Conv3d
 
 Norm = Literal["batch", "instance", "group", "none"]
 NORMS = ("batch", "instance", "group", "none")
@@ -25,7 +26,7 @@ def conv(in_channels: int, out_channels: int, size: int, *, dims: int, stride: i
     check_dims(dims)
     if in_channels < 1:
         raise ValueError(f"in_channels is {in_channels}; expected at least 1")
-    layer = nn.Conv2d if dims == 2 else nn.Conv3d
+    layer = Conv2d if dims == 2 else Conv3d
     padding = 0 if size == stride else size // 2
     return layer(in_channels, out_channels, size, stride=stride, padding=padding, bias=bias)
 

@@ -4,7 +4,7 @@ import pytest
 from scipy import ndimage
 
 import ssmis.data.phantom
-from ssmis.data import atrium_phantom, la_split, load_la, write_phantoms
+from ssmis.data import DataError, atrium_phantom, la_split, load_la, write_phantoms
 from ssmis.data.la import FOLDER
 
 
@@ -121,7 +121,7 @@ def test_other_settings_in_one_folder_are_an_error(tmp_path, change):
     (name,) = change
     value = list(change[name]) if name == "size" else change[name]
     was = list(settings[name]) if name == "size" else settings[name]
-    with pytest.raises(ValueError, match=r"phantoms\.json: the phantoms there have settings") as caught:
+    with pytest.raises(DataError, match=r"phantoms\.json: the phantoms there have settings") as caught:
         write_phantoms(tmp_path, **{**settings, **change})
     found, expected = str(caught.value).split("; expected ")
     assert f"'{name}': {was}" in found

@@ -255,7 +255,9 @@ def test_what_does_not_count_has_no_say(setting):
 
 @DENOMINATORS
 @pytest.mark.parametrize("impl", ["torch", "reference"])
-@pytest.mark.parametrize("case", ["no keys", "unwritten bank", "nothing labelled", "zero weight", "other classes"])
+@pytest.mark.parametrize(
+    "case", ["no keys", "unwritten bank", "nothing labelled", "zero weight", "other classes", "no volumes"]
+)
 def test_nothing_to_do_is_an_attached_zero(denominator, impl, case):
     features, labels, bank, key_labels, weight = problem(8, (4, 4))
     bank, key_labels = (bank[:0], key_labels[:0]) if case == "no keys" else (bank, key_labels)
@@ -263,6 +265,8 @@ def test_nothing_to_do_is_an_attached_zero(denominator, impl, case):
     labels = labels.fill_(-1) if case == "nothing labelled" else labels
     labels = labels.fill_(9) if case == "other classes" else labels
     weight = weight * 0 if case == "zero weight" else weight
+    if case == "no volumes":
+        features, labels, weight = features[:0], labels[:0], weight[:0]
     for reduction in ("mean", "sum", "none"):
         loss, *_, by_features, by_keys, by_weight = evaluate(
             features, labels, bank, key_labels, weight, denominator=denominator, impl=impl, reduction=reduction
