@@ -19,14 +19,15 @@ from ssmis.metrics import summarise, write_cases_csv
 from ssmis.recipes import DualUncertainty, Supervised, dual_nets
 from ssmis.report import case_picture, format_table
 
-ROWS = {"supervised": Supervised, "dual_uncertainty": DualUncertainty, "all_labels": Supervised}
+ROWS = ("supervised", "dual_uncertainty", "all_labels")
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder with train.list and the h5 volumes; default: phantoms")
     parser.add_argument("--protocol", choices=PROTOCOLS, help="default: phantom, with --data cpu")
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="rows of the table")
+    parser.add_argument("--preset", help="of dual_uncertainty: paper, balanced, public_code; default: the protocol's")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, help="rows of the table")
     parser.add_argument("--labelled", type=int, help="number of labelled cases; default: 8, phantoms 4")
     parser.add_argument("--val", help="list of validation cases: kept out of training altogether, and scored")
     parser.add_argument("--test", help="list of test cases: scored")
@@ -45,7 +46,8 @@ def main() -> None:
     protocol = replace(protocol, fit=settings)
 
     if args.data is None:
-        args.data = write_phantoms(args.out / "phantoms", labelled=4, unlabelled=36, test=12, seed=args.seed)
+        counts = {"labelled": 4, "unlabelled": 36, "test": 12}
+        args.data = write_phantoms(args.out / "phantoms", **counts, size=protocol.patch, seed=args.seed)
         args.test = args.test or "test.list"
     split = la_split(args.data, labelled=args.labelled or (4 if name == "phantom" else 8), val=args.val, test=args.test)
     everything = la_split(args.data, labelled="all", val=args.val, test=args.test).labelled
@@ -56,13 +58,14 @@ def main() -> None:
     table, outlines, order = [], {}, []
     for row in args.rows:
         torch.manual_seed(args.seed)  # the same initial weights in every row
-        recipe = ROWS[row](dual_nets(widths=protocol.widths))
+        nets = dual_nets(widths=protocol.widths, dropout=protocol.dropout)
+        recipe = DualUncertainty(nets, preset=args.preset or protocol.preset) if row == ROWS[1] else Supervised(nets)
         labelled = everything if row == "all_labels" else split.labelled
         unlabelled = split.unlabelled if row == "dual_uncertainty" else ()
         cache = protocol.cache([*labelled, *unlabelled], args.out / "cache")
         print(f"{row}: {len(labelled)} labelled, {len(unlabelled)} unlabelled cases, {settings.steps} steps")
         batches = protocol.batches(cache, labelled, unlabelled)
-        facts = protocol.facts(labelled=labelled, unlabelled=unlabelled)
+        facts = protocol.facts(labelled=labelled, unlabelled=unlabelled) | {"preset": args.preset}
         run = fit(recipe, batches, settings, out=args.out / row, resume=args.resume, facts=facts)
         results = evaluate(protocol.predictor(run.recipe), scored)
         scores = [score for result in results for score in result.scores]

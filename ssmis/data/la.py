@@ -157,7 +157,7 @@ def la_split(
     )
 
 
-def _numbers(file: Any, key: str, path: Path, *, kind: type) -> NDArray[Any]:
+def _numbers(file: Any, key: str, path: Path, *, kind: type[Any]) -> NDArray[Any]:
     if key not in file:
         raise DataError(f"{path}: there is no data set {key!r}; it has {', '.join(map(repr, file)) or 'none'}")
     found = file[key]

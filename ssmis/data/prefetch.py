@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
+import torch
+
 T = TypeVar("T")
 
 _Item = tuple[str, Any]
@@ -71,6 +73,8 @@ def _produce(
             except queue.Full:
                 continue
 
+    # One thread for the operations of this thread: a second pool of workers would halve the speed of small nets on a CPU
+    torch.set_num_threads(1)
     try:
         for step in range(start, stop):
             if stopped.is_set():

@@ -22,6 +22,8 @@ class Protocol:
     Attributes:
         patch: training patch and inference window, in voxels of the training grid.
         widths: channels of the nets from full resolution to the bottleneck.
+        dropout: of the nets.
+        preset: of the semi-supervised row.
         scale: training grid in relation to the original one, per axis; images are area-averaged, probabilities
             brought back by trilinear interpolation. Metrics are always on the original grid.
         labelled_per_batch: labelled volumes a step.
@@ -36,6 +38,8 @@ class Protocol:
 
     patch: tuple[int, ...]
     widths: tuple[int, ...] = (16, 32, 64, 128, 256)
+    dropout: float = 0.5
+    preset: str = "paper"
     scale: float = 1.0
     labelled_per_batch: int = 2
     unlabelled_per_batch: int = 2
@@ -112,6 +116,8 @@ PROTOCOLS: Mapping[str, Protocol] = {
     "cpu": Protocol(
         patch=(64, 64, 48),
         widths=(8, 16, 32, 64, 128),
+        dropout=0.1,
+        preset="balanced",
         scale=0.5,
         augment=UPRIGHT,
         stride=(32, 32, 16),
@@ -127,12 +133,14 @@ PROTOCOLS: Mapping[str, Protocol] = {
             ema_decay=0.995,
         ),
     ),
-    # atrium-like phantoms of 48 x 48 x 32 voxels, a table in minutes
+    # atrium-like phantoms of 32 x 32 x 24 voxels, a table in minutes
     "phantom": Protocol(
-        patch=(48, 48, 32),
+        patch=(32, 32, 24),
         widths=(8, 16, 32, 64, 64),
+        dropout=0.1,
+        preset="balanced",
         augment=UPRIGHT,
-        stride=(48, 48, 32),
+        stride=(32, 32, 24),
         fit=FitConfig(
             steps=300,
             optimizer="adamw",

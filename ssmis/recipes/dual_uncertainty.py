@@ -11,7 +11,15 @@ from torch import Tensor, nn
 from ssmis._checks import check_choice
 from ssmis.data.batch import Batch
 from ssmis.kernels import VoxelContrastStats, voxel_contrast
-from ssmis.losses import Reduction, confidence_disagreement, cosine_consistency, dice_ce, kl_rectified_ce, pseudo_ce
+from ssmis.losses import (
+    Reduction,
+    confidence_disagreement,
+    cosine_consistency,
+    dice_ce,
+    kl_rectified_ce,
+    pseudo_ce,
+    soft_dice,
+)
 from ssmis.losses.cross_pseudo import Targets
 from ssmis.memory import Bank, sample_per_class, sample_voxels, volume_weight
 from ssmis.nets.output import NetOutput
@@ -42,6 +50,8 @@ class DualUncertaintyConfig:
         filtered_weight: of the entropy-filtered supervision.
         keep_fraction: share of the voxels with the lowest entropy that are kept (q).
         filter_scope: how voxels are ranked: "volume", "class" (volume and class) or "batch".
+        pseudo_dice_weight: of the soft Dice loss on the peer's pseudo-labels, unlabelled volumes; it does not shrink
+            small structures, as cross-entropy on pseudo-labels does.
         cosine_weight: of the cosine consistency, unlabelled volumes.
         contrast_weight: of the contrast, mean of both nets, at the end of its ramp.
         contrast_ramp_end: progress at which the ramp exp(-5 (1 - t)^2) of the contrast reaches 1.
@@ -69,6 +79,7 @@ class DualUncertaintyConfig:
     filtered_weight: float = 1.0
     keep_fraction: float = 0.5
     filter_scope: Scope = "volume"
+    pseudo_dice_weight: float = 0.0
     cosine_weight: float = 0.0
     contrast_weight: float = 0.1
     contrast_ramp_end: float = 1.0
@@ -84,6 +95,7 @@ class DualUncertaintyConfig:
 
 PRESETS = {
     "paper": DualUncertaintyConfig(),
+    "balanced": DualUncertaintyConfig(filter_scope="class", pseudo_dice_weight=1.0),
     "public_code": DualUncertaintyConfig(
         disagreement_into="second",
         rectified_into="first",
@@ -108,7 +120,9 @@ class DualUncertainty(Recipe):
 
     Args:
         nets: name -> net, two; default: ResNet-34 encoder-decoder and V-Net of width 16.
-        preset: "paper" (the description, every term alive) or "public_code" (what the release effectively optimises).
+        preset: "paper" (the description, every term alive), "balanced" (the same, and foreground does not shrink: the
+            filter ranks within each class, soft Dice joins the pseudo-label terms) or "public_code" (what the release
+            effectively optimises).
         predict_with: names of the nets averaged in `predict`; default: both.
         overrides: fields of `DualUncertaintyConfig`.
 
@@ -184,6 +198,9 @@ class DualUncertainty(Recipe):
             if c.filtered_weight > 0:
                 filtered = pseudo_ce(own_u, peer_u, mask=keep[peer], **targets)
                 add("filtered", filtered, c.filtered_weight * ramp)
+            if c.pseudo_dice_weight > 0:
+                dice = soft_dice(own_u, peer_u.detach().argmax(1), mask=batch.valid, reduction=c.reduction)
+                add("pseudo_dice", dice, c.pseudo_dice_weight * ramp)
             if c.cosine_weight > 0:
                 cosine = cosine_consistency(own_u, peer_u, mask=batch.valid, reduction=c.reduction)
                 add("cosine", cosine, c.cosine_weight * ramp)
