@@ -73,7 +73,7 @@ def _produce(
             except queue.Full:
                 continue
 
-    # One thread for the operations of this thread: a second pool of workers would halve the speed of small nets on a CPU
+    # a second pool of workers would halve the speed of small nets on a CPU; threads that exist keep their number
     torch.set_num_threads(1)
     try:
         for step in range(start, stop):

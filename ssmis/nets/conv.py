@@ -16,7 +16,7 @@ class _SmallMapsInFloat32(nn.modules.conv._ConvNd):
     """Mixin for convolutions; weights, state and results are those of torch's own layers."""
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # torch's name
-        forward: Any = super()._conv_forward  # type: ignore[misc]
+        forward: Any = super()._conv_forward
         small = any(size < kernel for size, kernel in zip(input.shape[2:], self.kernel_size))
         half = input.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
         if not (small and half and input.device.type == "cpu"):

@@ -52,6 +52,20 @@ def test_public_code_is_what_the_release_optimises():
     assert len(recipe.banks) == 0
 
 
+def test_balanced_differs_from_paper_in_what_keeps_the_foreground():
+    paper, balanced = vars(PRESETS["paper"]), vars(PRESETS["balanced"])
+    assert {name: balanced[name] for name in paper if paper[name] != balanced[name]} == {
+        "filter_scope": "class",
+        "pseudo_dice_weight": 1.0,
+    }
+    recipe = warmed(DualUncertainty(small_nets(), preset="balanced"))
+    terms = recipe(small_batch(7), 0.5)
+    for net in ("resnet", "vnet"):
+        found = gradients(terms[f"pseudo_dice/{net}"].value, recipe)
+        assert found.pop(net) > 0
+        assert set(found.values()) == {0.0}
+
+
 def test_unlabelled_terms_ramp_up():
     recipe = DualUncertainty(small_nets())
     weights = [recipe(small_batch(), t)["rectified/vnet"].weight for t in (0.0, 0.1, 0.4, 1.0)]
@@ -131,7 +145,7 @@ def test_batch_has_no_place_for_unlabelled_labels():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"preset": "papre"}, "preset is 'papre'; expected one of 'paper', 'public_code'"),
+        ({"preset": "papre"}, "preset is 'papre'; expected one of 'paper', 'balanced', 'public_code'"),
         ({"rectified_into": "vnet"}, "rectified_into is 'vnet'"),
         ({"bank": "lifo"}, "unknown bank 'lifo'; did you mean 'fifo'"),
         ({"predict_with": ("unet",)}, "predict_with names"),
