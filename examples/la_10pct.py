@@ -80,7 +80,9 @@ def main() -> None:
     headers = ["row", "labels", "Dice %", "95 % interval", "worst", "Jaccard %", "HD95 mm", "ASSD mm", "missed",
                "minutes", "peak MB"]  # fmt: skip
     text = format_table(headers, table)
-    print(f"\n{len(scored)} held-out cases, protocol {name}, seed {args.seed}, last checkpoint\n\n{text}")
+    print(
+        f"\n{len(scored)} held-out cases, original grid, protocol {name}, seed {args.seed}, last checkpoint\n\n{text}"
+    )
     (args.out / "table.md").write_text(text + "\n")
     views = []  # from the worst case to better ones
     for case in sorted(scored, key=lambda case: order.index(case.id))[:: max(1, len(order) // 3)]:
@@ -97,3 +99,5 @@ if __name__ == "__main__":
     except KeyboardInterrupt:
         print("\ninterrupted; the same command with --resume continues", file=sys.stderr)
         sys.exit(130)
+    except (ValueError, FileExistsError) as error:  # wrong data or settings: the message says what and where
+        sys.exit(f"la_10pct: {error}")

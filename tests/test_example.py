@@ -78,6 +78,13 @@ def test_ctrl_c_leaves_status_130_and_a_hint(tmp_path):
     assert (tmp_path / "supervised" / "checkpoints" / "last.pt").exists()
 
 
+def test_wrong_data_is_told_without_a_traceback(tmp_path):
+    done = run("--data", tmp_path, "--val", "val.list", "--out", tmp_path / "out")
+    assert done.returncode == 1
+    assert done.stderr.startswith("la_10pct: ")
+    assert "2018LA_Seg_Training Set" in done.stderr
+
+
 def test_real_data_needs_a_list_to_score(data_root, tmp_path):
     done = run("--data", data_root / "la", "--out", tmp_path)
     assert done.returncode != 0
@@ -90,4 +97,4 @@ def test_real_data_runs_at_the_cpu_protocol(data_root, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "8 labelled" in done.stdout
-    assert "12 held-out cases, protocol cpu" in done.stdout
+    assert "12 held-out cases, original grid, protocol cpu" in done.stdout
