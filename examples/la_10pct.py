@@ -14,9 +14,10 @@ from pathlib import Path
 import torch
 
 from ssmis.data import la_split, load_la, write_phantoms
-from ssmis.engine import PROTOCOLS, evaluate, fit
+from ssmis.engine import PROTOCOLS, CheckpointError, evaluate, fit
 from ssmis.metrics import summarise, write_cases_csv
 from ssmis.recipes import DualUncertainty, Supervised, dual_nets
+from ssmis.recipes.dual_uncertainty import PRESETS
 from ssmis.report import case_picture, format_table
 
 ROWS = ("supervised", "dual_uncertainty", "all_labels")
@@ -26,7 +27,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder with train.list and the h5 volumes; default: phantoms")
     parser.add_argument("--protocol", choices=PROTOCOLS, help="default: phantom, with --data cpu")
-    parser.add_argument("--preset", help="of dual_uncertainty: paper, balanced, public_code; default: the protocol's")
+    parser.add_argument("--preset", choices=PRESETS, help="of dual_uncertainty; default: the protocol's")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, help="rows of the table")
     parser.add_argument("--labelled", type=int, help="number of labelled cases; default: 8, phantoms 4")
     parser.add_argument("--val", help="list of validation cases: kept out of training altogether, and scored")
@@ -42,30 +43,34 @@ def main() -> None:
     args = arguments()
     name = args.protocol or ("cpu" if args.data else "phantom")
     protocol = PROTOCOLS[name]
-    settings = replace(protocol.fit, seed=args.seed, steps=args.steps or protocol.fit.steps)
+    settings = replace(protocol.fit, seed=args.seed, steps=protocol.fit.steps if args.steps is None else args.steps)
     protocol = replace(protocol, fit=settings)
 
     if args.data is None:
         counts = {"labelled": 4, "unlabelled": 36, "test": 12}
         args.data = write_phantoms(args.out / "phantoms", **counts, size=protocol.patch, seed=args.seed)
         args.test = args.test or "test.list"
-    split = la_split(args.data, labelled=args.labelled or (4 if name == "phantom" else 8), val=args.val, test=args.test)
+    count = args.labelled if args.labelled is not None else 4 if name == "phantom" else 8
+    split = la_split(args.data, labelled=count, val=args.val, test=args.test)
     everything = la_split(args.data, labelled="all", val=args.val, test=args.test).labelled
     scored = [*split.val, *split.test]
     if not scored:
         sys.exit("nothing to score: name a list of held-out cases with --val or --test")
+    if "dual_uncertainty" in args.rows and not split.unlabelled:
+        sys.exit(f"--labelled {count} leaves no unlabelled case; dual_uncertainty needs some")
 
     table, outlines, order = [], {}, []
     for row in args.rows:
         torch.manual_seed(args.seed)  # the same initial weights in every row
         nets = dual_nets(widths=protocol.widths, dropout=protocol.dropout)
-        recipe = DualUncertainty(nets, preset=args.preset or protocol.preset) if row == ROWS[1] else Supervised(nets)
+        preset = (args.preset or protocol.preset) if row == "dual_uncertainty" else None
+        recipe = DualUncertainty(nets, preset=preset) if preset else Supervised(nets)
         labelled = everything if row == "all_labels" else split.labelled
         unlabelled = split.unlabelled if row == "dual_uncertainty" else ()
         cache = protocol.cache([*labelled, *unlabelled], args.out / "cache")
         print(f"{row}: {len(labelled)} labelled, {len(unlabelled)} unlabelled cases, {settings.steps} steps")
         batches = protocol.batches(cache, labelled, unlabelled)
-        facts = protocol.facts(labelled=labelled, unlabelled=unlabelled) | {"preset": args.preset}
+        facts = protocol.facts(labelled=labelled, unlabelled=unlabelled) | {"preset": preset}
         run = fit(recipe, batches, settings, out=args.out / row, resume=args.resume, facts=facts)
         results = evaluate(protocol.predictor(run.recipe), scored)
         scores = [score for result in results for score in result.scores]
@@ -99,5 +104,9 @@ if __name__ == "__main__":
     except KeyboardInterrupt:
         print("\ninterrupted; the same command with --resume continues", file=sys.stderr)
         sys.exit(130)
-    except (ValueError, FileExistsError) as error:  # wrong data or settings: the message says what and where
+    except (
+        ValueError,
+        FileExistsError,
+        CheckpointError,
+    ) as error:  # wrong data or settings: the message says what and where
         sys.exit(f"la_10pct: {error}")

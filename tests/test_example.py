@@ -68,7 +68,7 @@ def test_ctrl_c_leaves_status_130_and_a_hint(tmp_path):
         env=ENV,
     )
     log = tmp_path / "supervised" / "metrics.csv"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 200
     while not (log.exists() and log.read_text().count("\n") > 2) and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training, inference and evaluation of recipes."""
 
-from ssmis.engine.checkpoint import load_checkpoint, save_checkpoint
+from ssmis.engine.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from ssmis.engine.config import FitConfig
 from ssmis.engine.evaluate import CaseResult, evaluate
 from ssmis.engine.fit import FitResult, fit
@@ -14,6 +14,7 @@ from ssmis.engine.quality import PseudoLabelQuality
 __all__ = [
     "PROTOCOLS",
     "CaseResult",
+    "CheckpointError",
     "DeadTermError",
     "FitConfig",
     "FitResult",

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Settings of a training run."""
 
+import math
 from dataclasses import dataclass
 
-from ssmis._checks import check_choice
+from ssmis._checks import check_choice, check_range
 from ssmis.engine.optim import SCHEDULES
 from ssmis.schedules import warmup
 
@@ -57,6 +58,13 @@ class FitConfig:
         for name in ("steps", "checkpoint_every", "callback_every", "patience", "max_skipped"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
+        check_range(self.learning_rate, 0.0, math.inf, name="learning_rate")
+        check_range(self.weight_decay, 0.0, math.inf, name="weight_decay")
+        check_range(self.warmup, 0.0, 1.0, name="warmup")
+        if self.clip_norm is not None:
+            check_range(self.clip_norm, 0.0, math.inf, name="clip_norm", open_low=True)
+        if self.ema_decay is not None:
+            check_range(self.ema_decay, 0.0, 1.0, name="ema_decay")
 
     def rate(self, progress: float) -> float:
         """Learning rate at `progress`."""

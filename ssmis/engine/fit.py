@@ -18,6 +18,7 @@ from ssmis.engine.checkpoint import load_checkpoint, save_checkpoint
 from ssmis.engine.config import FitConfig
 from ssmis.engine.console import interruptible, progress_bar
 from ssmis.engine.guard import TermGuard
+from ssmis.engine.lock import locked
 from ssmis.engine.log import CsvLog
 from ssmis.engine.optim import clip_gradients, make_optimizer, set_learning_rate
 from ssmis.engine.runtime import (
@@ -76,28 +77,29 @@ def fit(
         progress: show a bar with losses and time left.
 
     Raises:
-        FileExistsError: `out` holds a checkpoint and `resume` is false.
+        FileExistsError: `out` holds a checkpoint and `resume` is false, or another process trains in `out`.
         ValueError: the checkpoint was made with other settings or facts.
         DeadTermError: a term does not train what it should.
         FloatingPointError: `max_skipped` steps in a row had a loss or gradient that was not finite.
     """
-    run = _Run(recipe, config, Path(out), facts=facts or {}, resume=resume)
-    try:
-        with interruptible() as interrupted, progress_bar(config.steps, run.step, show=progress) as bar:
-            for stage_end in run.stage_ends():
-                run.enter_stage()  # before its batches are made: a stage may change what is sampled
-                with Prefetch(batches, run.step, stage_end) as stream:
-                    for batch in stream:
-                        terms = run.train_step(batch)
-                        bar(run.step, terms)
-                        if run.step % config.callback_every == 0 or run.step == config.steps:
-                            run.call(callbacks)
-                        if run.step % config.checkpoint_every == 0 or run.step == config.steps or interrupted():
-                            run.save()
-                        if interrupted():
-                            raise KeyboardInterrupt
-    finally:
-        run.close()
+    with locked(Path(out)):
+        run = _Run(recipe, config, Path(out), facts=facts or {}, resume=resume)
+        try:
+            with interruptible() as interrupted, progress_bar(config.steps, run.step, show=progress) as bar:
+                for stage_end in run.stage_ends():
+                    run.enter_stage()  # before its batches are made: a stage may change what is sampled
+                    with Prefetch(batches, run.step, stage_end) as stream:
+                        for batch in stream:
+                            terms = run.train_step(batch)
+                            bar(run.step, terms)
+                            if run.step % config.callback_every == 0 or run.step == config.steps:
+                                run.call(callbacks)
+                            if run.step % config.checkpoint_every == 0 or run.step == config.steps or interrupted():
+                                run.save()
+                            if interrupted():
+                                raise KeyboardInterrupt
+        finally:
+            run.close()
     if run.ema is not None:
         recipe.students.load_state_dict(run.ema.module.state_dict())
     return FitResult(recipe, run.seconds / 60, run.peak_mb)
@@ -108,7 +110,7 @@ class _Run:
 
     def __init__(self, recipe: Recipe, config: FitConfig, out: Path, *, facts: Mapping[str, Any], resume: bool) -> None:
         self.recipe, self.config, self.out = recipe, config, out
-        self.settings = {"fit": asdict(config), **facts}
+        self.settings = json.loads(json.dumps({"fit": asdict(config), **facts}))  # what the checkpoint can hold
         self.device = pick_device(config.device)
         self.precision = pick_precision(config.precision, self.device)
         self.memory_format = torch.contiguous_format
@@ -129,7 +131,7 @@ class _Run:
         (out / "protocol.json").write_text(json.dumps(self.settings, indent=1))
         (out / "env.json").write_text(json.dumps(environment(), indent=1))
         self.log = CsvLog(out / "metrics.csv", keep_below=self.step)
-        self.quality: CsvLog | None = None
+        self.quality = CsvLog(out / "quality.csv", keep_below=self.step)
         reset_peak_memory(self.device)
         self.clock = time.perf_counter()
 
@@ -163,7 +165,7 @@ class _Run:
         recipe.begin_step()
         with self.precision.autocast():
             terms: Terms = recipe(batch.to(self.device, self.memory_format), progress)
-        self.guard.check(terms, scale=self.scaler.get_scale())
+        self.guard.check(terms, scale=self.scaler.get_scale(), cases=batch.cases)
         loss = terms.total()
         norm = torch.full_like(loss, float("nan"))
         if torch.isfinite(loss):
@@ -191,8 +193,6 @@ class _Run:
         """Call the callbacks on the recipe as it would predict now, and log what they return."""
         if not callbacks:
             return
-        if self.quality is None:
-            self.quality = CsvLog(self.out / "quality.csv", keep_below=self.step)
         values: dict[str, Any] = {"step": self.step}
         with self._averaged(), torch.no_grad():
             self.recipe.eval()
@@ -223,8 +223,7 @@ class _Run:
     def close(self) -> None:
         """Close the logs."""
         self.log.close()
-        if self.quality is not None:
-            self.quality.close()
+        self.quality.close()
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
         c = self.config
@@ -293,11 +292,11 @@ _MAY_CHANGE = tuple(f"fit.{name}" for name in ("device", "checkpoint_every", "ma
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as `outer.inner` -> value, as they come back from JSON."""
+    """Nested settings as `outer.inner` -> value."""
     found: dict[str, Any] = {}
     for name, value in settings.items():
         if isinstance(value, Mapping):
             found |= _flat(value, f"{prefix}{name}.")
         else:
-            found[prefix + name] = list(value) if isinstance(value, tuple) else value
+            found[prefix + name] = value
     return found

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checks that every term of a loss trains what it says it trains; published code fails there, unnoticed."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -49,13 +50,19 @@ class TermGuard:
         self._steps: dict[str, int] = {}
         self._unproven: dict[str, set[str]] = {}
 
-    def check(self, terms: Terms, *, scale: float = 1.0) -> None:
-        """Raise DeadTermError if a term is dead; `scale` is the loss scale, without which float16 underflows."""
+    def check(self, terms: Terms, *, scale: float = 1.0, cases: Sequence[str] = ()) -> None:
+        """Raise DeadTermError if a term is dead.
+
+        Args:
+            terms: of this step.
+            scale: the loss scale, without which float16 underflows.
+            cases: of this step's batch, for the message.
+        """
         for name, term in terms.items():
             if term.weight <= 0:
                 continue
             if name not in self._steps:
-                self._check_first(name, term)
+                self._check_first(name, term, cases)
                 self._steps[name] = 0
                 self._unproven[name] = set(term.reaches)
             if not self._unproven[name]:
@@ -82,7 +89,7 @@ class TermGuard:
     def _parameters(self, student: str) -> list[nn.Parameter]:
         return [p for p in self.students[student].parameters() if p.requires_grad]
 
-    def _check_first(self, name: str, term: Term) -> None:
+    def _check_first(self, name: str, term: Term, cases: Sequence[str]) -> None:
         unknown = set(term.reaches) - set(self.students)
         if unknown:
             raise DeadTermError(f"term {name!r} reaches {sorted(unknown)}; the students are {list(self.students)}")

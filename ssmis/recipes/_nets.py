@@ -16,7 +16,13 @@ def dual_nets(
     widths: Sequence[int] = (16, 32, 64, 128, 256),
     dropout: float = 0.5,
 ) -> dict[str, nn.Module]:
-    """Return the dual-network paper's pair: a ResNet-34 encoder-decoder named "resnet" and a V-Net named "vnet"."""
+    """Return the dual-network paper's pair: a ResNet-34 encoder-decoder named "resnet" and a V-Net named "vnet".
+
+    Raises:
+        ValueError: `widths` has not five numbers, one for each level of the ResNet.
+    """
+    if len(widths) != 5:
+        raise ValueError(f"widths has {len(widths)} numbers; expected 5, one a level")
     return {
         "resnet": ResNetUNet(in_channels, classes, dims=dims, widths=widths, dropout=dropout),
         "vnet": VNet(in_channels, classes, dims=dims, widths=widths, dropout=dropout),

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two different nets, uncertainty-guided pseudo-labels, contrast of uncertain voxels with reliable prototypes."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -8,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ssmis._checks import check_choice
+from ssmis._checks import check_choice, check_range
 from ssmis.data.batch import Batch
 from ssmis.kernels import VoxelContrastStats, voxel_contrast
 from ssmis.losses import (
@@ -92,6 +93,15 @@ class DualUncertaintyConfig:
     ramp_end: float = 0.4
     reduction: Reduction = "mean"
 
+    def __post_init__(self) -> None:
+        """Refuse negative weights and unknown directions."""
+        for name, value in vars(self).items():
+            if name.endswith(("_weight", "ramp_end")) and name != "detach_weight":
+                check_range(value, 0.0, 1.0 if name.endswith("ramp_end") else sys.float_info.max, name=name)
+        check_choice(self.disagreement_into, ("both", "first", "second"), name="disagreement_into")
+        check_choice(self.rectified_into, ("both", "first", "second"), name="rectified_into")
+        check_choice(self.rectified_on, ("unlabelled", "all"), name="rectified_on")
+
 
 PRESETS = {
     "paper": DualUncertaintyConfig(),
@@ -141,9 +151,6 @@ class DualUncertainty(Recipe):
         super().__init__(two_nets(nets), predict_with=predict_with)
         check_choice(preset, tuple(PRESETS), name="preset")
         self.config = c = replace(PRESETS[preset], **overrides)
-        check_choice(c.disagreement_into, ("both", "first", "second"), name="disagreement_into")
-        check_choice(c.rectified_into, ("both", "first", "second"), name="rectified_into")
-        check_choice(c.rectified_on, ("unlabelled", "all"), name="rectified_on")
         self.banks = nn.ModuleDict()
         if c.contrast_weight > 0:
             own: dict[str, dict[str, Any]] = {"fifo": {"slots": c.slots}, "ema": {"decay": c.bank_decay}}

@@ -22,6 +22,15 @@ from ssmis.losses import dice_ce
 from ssmis.recipes import DualUncertainty, Recipe, Supervised, Terms
 from ssmis.recipes.base import Stage
 
+HOLDER = """
+import sys
+from pathlib import Path
+from ssmis.engine.lock import locked
+
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.readline()
+"""
 CONFIG = FitConfig(steps=4, learning_rate=0.05, precision="fp32", checkpoint_every=2)
 
 
@@ -57,6 +66,22 @@ def test_a_used_folder_is_refused_without_resume(tmp_path):
     run(supervised(), tmp_path)
     with pytest.raises(FileExistsError, match="holds a run already"):
         run(supervised(), tmp_path)
+
+
+def test_a_folder_another_process_trains_in_is_refused(tmp_path):
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True
+    )
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(FileExistsError, match="another process trains there"):
+        run(supervised(), tmp_path)
+    holder.communicate()
+    run(supervised(), tmp_path)
+
+
+def test_facts_that_are_no_json_are_refused_before_training(tmp_path):
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        run(supervised(), tmp_path, facts={"root": Path("somewhere")})
 
 
 def test_resuming_a_finished_run_returns_its_weights(tmp_path):
@@ -216,6 +241,8 @@ def test_gradients_are_clipped_net_by_net():
     ("settings", "message"),
     [
         ({"steps": 0}, "steps is 0; expected at least 1"),
+        ({"clip_norm": -1.0}, r"clip_norm is -1\.0"),
+        ({"learning_rate": -1.0}, r"learning_rate is -1\.0"),
         ({"schedule": "linear"}, "schedule is 'linear'"),
         ({"memory_format": "nhwc"}, "memory_format is 'nhwc'"),
     ],
@@ -282,7 +309,7 @@ def test_ctrl_c_leaves_a_checkpoint_of_the_step_it_logged(tmp_path):
         env={**os.environ, "PYTHONPATH": f"{here}:{here.parent}", "OMP_NUM_THREADS": "1"},
     )
     log = tmp_path / "metrics.csv"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 200
     while time.monotonic() < deadline and not (log.exists() and log.read_text().count("\n") > 3):
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)

@@ -148,6 +148,7 @@ def test_batch_has_no_place_for_unlabelled_labels():
     [
         ({"preset": "papre"}, "preset is 'papre'; expected one of 'paper', 'balanced', 'public_code'"),
         ({"rectified_into": "vnet"}, "rectified_into is 'vnet'"),
+        ({"filtered_weight": -1.0}, r"filtered_weight is -1\.0"),
         ({"bank": "lifo"}, "unknown bank 'lifo'; did you mean 'fifo'"),
         ({"predict_with": ("unet",)}, "predict_with names"),
     ],
