@@ -21,7 +21,7 @@ def step(recipe, batch):
 
 @pytest.mark.parametrize("kind", [Supervised, DualUncertainty])
 def test_step(benchmark, kind):
-    recipe = kind(dual_nets(widths=(8, 16, 32, 64)))
+    recipe = kind(dual_nets(widths=(8, 16, 32, 64, 64)))
     benchmark(step, recipe, make_batch(32))
 
 
