@@ -21,7 +21,7 @@ def pytest_addoption(parser):
 def data_root(request) -> Path:
     root = request.config.getoption("--data-root")
     if root is None:
-        pytest.skip("real data not given (--data-root DATA)")
+        pytest.skip("real data not given (--data-root=DATA)")
     return Path(root)
 
 
