@@ -1,37 +1,56 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics of segmentations: overlap, surface distances and summaries over cases."""
+"""Metrics of segmentations: overlap, surface distances, calibration, and summaries over cases."""
 
+from ssmis.metrics.calibration import (
+    Calibration,
+    Reliability,
+    calibration,
+    calibration_per_class,
+    pool_reliability,
+)
+from ssmis.metrics.cases import DISTANCES, METRICS, CaseScore, evaluate_case, read_cases_csv, write_cases_csv
 from ssmis.metrics.overlap import Overlap, dice, jaccard, mask_overlap, overlap_per_class
 from ssmis.metrics.summary import (
-    METRICS,
-    CaseScore,
+    MISSED,
+    Missed,
     PairedDifference,
     Summary,
     bootstrap_interval,
-    evaluate_case,
+    compare_runs,
     paired_difference,
     summarise,
-    write_cases_csv,
+    summarise_values,
 )
 from ssmis.metrics.surface import CONVENTIONS, Convention, SurfaceDistances, surface_distances
 
 __all__ = [
     "CONVENTIONS",
+    "DISTANCES",
     "METRICS",
+    "MISSED",
+    "Calibration",
     "CaseScore",
     "Convention",
+    "Missed",
     "Overlap",
     "PairedDifference",
+    "Reliability",
     "Summary",
     "SurfaceDistances",
     "bootstrap_interval",
+    "calibration",
+    "calibration_per_class",
+    "compare_runs",
     "dice",
     "evaluate_case",
     "jaccard",
     "mask_overlap",
     "overlap_per_class",
     "paired_difference",
+    "pool_reliability",
+    "read_cases_csv",
     "summarise",
+    "summarise_values",
     "surface_distances",
     "write_cases_csv",
 ]

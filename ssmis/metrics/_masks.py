@@ -13,8 +13,10 @@ ArrayLike = Array | torch.Tensor
 
 
 def as_array(values: ArrayLike) -> Array:
-    """Return `values` as a numpy array; a tensor is brought to the host."""
-    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+    """Return `values` as a numpy array; a tensor is brought to the host, bfloat16 as float32."""
+    if not isinstance(values, torch.Tensor):
+        return np.asarray(values)
+    return (values.float() if values.dtype == torch.bfloat16 else values).detach().cpu().numpy()
 
 
 def mask_pair(prediction: ArrayLike, reference: ArrayLike) -> tuple[Array, Array]:
@@ -56,6 +58,16 @@ def spacing_of(spacing_mm: Sequence[float], ndim: int) -> Array:
     if len(spacing) != ndim or not (np.isfinite(spacing) & (spacing > 0)).all():
         raise ValueError(f"spacing_mm is {tuple(spacing_mm)}; expected {ndim} positive numbers, one per axis")
     return spacing
+
+
+def bounding_box(mask: Array, *, margin: int = 0) -> tuple[slice, ...]:
+    """Return the box around a mask, widened by `margin` voxels within the image; empty for an empty mask."""
+    box: list[slice] = []
+    for axis, length in enumerate(mask.shape):
+        used = np.flatnonzero(mask[*box].any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
+        low, high = (int(used[0]), int(used[-1])) if len(used) else (length, -1 - margin)
+        box.append(slice(max(low - margin, 0), min(high + 1 + margin, length)))
+    return tuple(box)
 
 
 def _check_shapes(prediction: Array, reference: Array, *, suffix: str = "") -> None:

@@ -1,105 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From cases to numbers: one score a case and class, and summaries over cases with their uncertainty."""
+"""From scores of cases to numbers with their uncertainty: summaries over cases, and the comparison of two runs."""
 
-import csv
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from math import isnan, nan
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from ssmis._checks import check_choice
-from ssmis.metrics._masks import Array, ArrayLike, label_pair
-from ssmis.metrics.overlap import mask_overlap
-from ssmis.metrics.surface import Convention, surface_distances
+from ssmis.metrics._masks import Array
+from ssmis.metrics.cases import DISTANCES, METRICS, CaseScore
 
-METRICS = ("dice", "jaccard", "hd95", "hd", "assd", "masd", "asd", "nsd")
-
-
-@dataclass(frozen=True)
-class CaseScore:
-    """Metrics of one class in one case; distances in `unit`.
-
-    `status` is "ok", "miss" (exactly one of the two masks is empty: Dice 0, distances the image diagonal) or "na"
-    (both are: every metric is nan).
-    """
-
-    case: str
-    label: int
-    status: Literal["ok", "miss", "na"]
-    n_prediction: int
-    n_reference: int
-    dice: float
-    jaccard: float
-    hd95: float
-    hd: float
-    assd: float
-    masd: float
-    asd: float
-    nsd: float
-    unit: Literal["mm", "voxel"]
-
-
-def evaluate_case(
-    prediction_labels: ArrayLike,
-    reference_labels: ArrayLike,
-    *,
-    classes: Sequence[int],
-    spacing_mm: Sequence[float],
-    convention: Convention = "default",
-    nsd_tolerance_mm: float = 1.0,
-    case: str = "",
-) -> list[CaseScore]:
-    """Score one case: one `CaseScore` for each of `classes`, in that order.
-
-    Args:
-        prediction_labels: integer `(*S)`, numpy or torch.
-        reference_labels: integer `(*S)`; voxels marked -1 are left out of both.
-        classes: the foreground classes to score.
-        spacing_mm: voxel size in mm.
-        convention: of the distances, see `surface_distances`.
-        nsd_tolerance_mm: tolerance of the surface Dice.
-        case: id written into the scores.
-
-    Raises:
-        ValueError: a label map is not of integers, the shapes differ, or the spacing does not fit them.
-    """
-    predicted, true = label_pair(prediction_labels, reference_labels)
-    scores = []
-    for label in classes:
-        masks = predicted == label, true == label
-        areas = mask_overlap(*masks)
-        distances = surface_distances(
-            *masks, spacing_mm=spacing_mm, convention=convention, nsd_tolerance_mm=nsd_tolerance_mm
-        )
-        some = bool(areas.n_prediction) + bool(areas.n_reference)
-        scores.append(
-            CaseScore(
-                case=case,
-                label=label,
-                status="ok" if some == 2 else "miss" if some == 1 else "na",
-                unit="voxel" if convention == "medpy" else "mm",
-                **asdict(areas),
-                **asdict(distances),
-            )
-        )
-    return scores
-
-
-def write_cases_csv(path: str | Path, rows: Sequence[CaseScore]) -> None:
-    """Write one line a case and class; nan stays `nan`."""
-    with Path(path).open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(CaseScore)])
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
+Missed = Literal["diagonal", "legacy_zero"]
+MISSED = ("diagonal", "legacy_zero")
 
 
 @dataclass(frozen=True)
 class Summary:
     """One metric over cases: how many (`n`), how many not applicable or missed, location, spread, and the bootstrap
-    95 % interval of the mean (`low`, `high`). `n_miss` cases are part of `n`, `n_na` cases are not.
+    95 % interval of the mean (`low`, `high`). `n_miss` cases are part of `n`, `n_na` cases are not. `unit` is empty
+    for what has none.
     """
 
     metric: str
@@ -111,10 +32,18 @@ class Summary:
     sd: float
     low: float
     high: float
+    unit: str = ""
+    missed: Missed = "diagonal"
 
 
 def summarise(
-    rows: Sequence[CaseScore], *, metric: str, label: int | None = None, resamples: int = 2000, seed: int = 0
+    rows: Sequence[CaseScore],
+    *,
+    metric: str,
+    label: int | None = None,
+    missed: Missed = "diagonal",
+    resamples: int = 2000,
+    seed: int = 0,
 ) -> Summary:
     """Summarise one metric over cases.
 
@@ -123,37 +52,31 @@ def summarise(
         metric: one of `METRICS`.
         label: the class; None first averages each case over the classes that apply to it, and counts a case as not
             applicable if no class applies, as missed if any class was.
+        missed: the distance of a missed case. "diagonal" is that of the image; "legacy_zero" is the best distance
+            there is, as several published codes have it: only to repeat their tables.
         resamples: bootstrap draws over cases.
         seed: of the bootstrap.
 
     Raises:
-        ValueError: an unknown metric, no row of this class, or two rows of one case and class.
+        ValueError: an unknown metric, no row of this class, two rows of one case and class, or distances of two units
+            (`nsd` of two tolerances).
 
     Empty case: with no applicable case the numbers are nan; the spread of a single case is nan.
     """
-    check_choice(metric, METRICS, name="metric")
-    cases: dict[str, list[CaseScore]] = {}
-    for row in rows:
-        if label is None or row.label == label:
-            cases.setdefault(row.case, []).append(row)
-    for case, own in cases.items():
-        if len({row.label for row in own}) < len(own):
-            raise ValueError(f"case {case!r} has more than one score of a class; give every case an id of its own")
-    if not cases:
-        raise ValueError(f"no score of label {label} among {len(rows)} rows")
-    values = []
-    for own in cases.values():
-        applicable = [float(getattr(row, metric)) for row in own if row.status != "na"]
-        if applicable:
-            values.append(float(np.mean(applicable)))
-    n_miss = sum(any(row.status == "miss" for row in own) for own in cases.values())
-    n_na = len(cases) - len(values)
-    if not values:
-        return Summary(metric, 0, n_na, n_miss, nan, nan, nan, nan, nan)
-    array = np.asarray(values)
-    low, high = bootstrap_interval(array, resamples=resamples, seed=seed)
-    sd = float(array.std(ddof=1)) if len(array) > 1 else nan
-    return Summary(metric, len(array), n_na, n_miss, float(array.mean()), float(np.median(array)), sd, low, high)
+    values, n_miss, unit = _case_values(rows, metric=metric, label=label, missed=missed)
+    return _summary(metric, list(values.values()), n_miss, unit, missed, resamples, seed)
+
+
+def summarise_values(values: Sequence[float], *, metric: str, resamples: int = 2000, seed: int = 0) -> Summary:
+    """Summarise numbers that are not in a `CaseScore`, such as calibration errors.
+
+    Args:
+        values: one a case; nan is not applicable.
+        metric: its name, for the summary.
+        resamples: bootstrap draws over cases.
+        seed: of the bootstrap.
+    """
+    return _summary(metric, values, 0, "", "diagonal", resamples, seed)
 
 
 def bootstrap_interval(values: Array, *, resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
@@ -175,12 +98,43 @@ class PairedDifference:
     p_value: float
 
 
+def compare_runs(
+    a: Sequence[CaseScore],
+    b: Sequence[CaseScore],
+    *,
+    metric: str,
+    label: int | None = None,
+    missed: Missed = "diagonal",
+    resamples: int = 2000,
+    seed: int = 0,
+) -> PairedDifference:
+    """Compare the scores of two runs on the same cases, paired by case id; see `paired_difference`.
+
+    Args:
+        a: scores of one run.
+        b: scores of the other; the order does not matter.
+        metric: as in `summarise`, like `label`, `missed`, `resamples` and `seed`.
+
+    Raises:
+        ValueError: what `summarise` raises, other cases in `b` than in `a`, or another unit or tolerance.
+    """
+    ours, _, unit = _case_values(a, metric=metric, label=label, missed=missed)
+    theirs, _, other = _case_values(b, metric=metric, label=label, missed=missed)
+    if ours.keys() != theirs.keys():
+        alone = sorted(ours.keys() ^ theirs.keys())
+        raise ValueError(f"{len(alone)} cases are in only one of a and b, the first is {alone[0]!r}; expected the same")
+    if unit != other:
+        raise ValueError(f"{metric} of b is in {other}; expected {unit} to match a")
+    return paired_difference(list(ours.values()), [theirs[case] for case in ours], resamples=resamples, seed=seed)
+
+
 def paired_difference(
     a: Sequence[float], b: Sequence[float], *, resamples: int = 2000, seed: int = 0
 ) -> PairedDifference:
     """Compare two runs case by case.
 
-    The p-value is two-sided: how often differences with randomly flipped signs have a mean at least as far from 0.
+    The p-value is that of the paired permutation (sign-flip) test, two-sided: how often differences with randomly
+    flipped signs have a mean at least as far from 0. It is never below 1 / (`resamples` + 1).
 
     Args:
         a: one value a case; nan is not applicable.
@@ -202,3 +156,51 @@ def paired_difference(
     as_far = np.abs((signs * differences).mean(axis=1)) >= abs(mean) - 1e-12
     p_value = float((as_far.sum() + 1) / (resamples + 1))
     return PairedDifference(len(differences), len(a) - len(differences), mean, low, high, p_value)
+
+
+def _case_values(
+    rows: Sequence[CaseScore], *, metric: str, label: int | None, missed: Missed
+) -> tuple[dict[str, float], int, str]:
+    """Case -> value (nan where not applicable), how many cases have a miss, and the unit that all of them share."""
+    check_choice(metric, METRICS, name="metric")
+    check_choice(missed, MISSED, name="missed")
+    cases: dict[str, list[CaseScore]] = {}
+    for row in rows:
+        if label is None or row.label == label:
+            cases.setdefault(row.case, []).append(row)
+    if not cases:
+        raise ValueError(f"no score of label {label} among {len(rows)} rows")
+    units, values = set(), {}
+    for case, own in cases.items():
+        if len({row.label for row in own}) < len(own):
+            raise ValueError(f"case {case!r} has more than one score of a class; give every case an id of its own")
+        units |= {_unit(row, metric) for row in own}
+        zero = missed == "legacy_zero"  # what is no distance is 0 in a miss anyway
+        applicable = [
+            0.0 if zero and row.status == "miss" else float(getattr(row, metric)) for row in own if row.status != "na"
+        ]
+        values[case] = float(np.mean(applicable)) if applicable else nan
+    if len(units) > 1:
+        raise ValueError(f"{metric} of the rows is in {' and in '.join(sorted(units))}; expected one unit")
+    n_miss = sum(any(row.status == "miss" for row in own) for own in cases.values())
+    return values, n_miss, units.pop()
+
+
+def _unit(row: CaseScore, metric: str) -> str:
+    if metric in DISTANCES:
+        return row.unit
+    return f"share within {row.nsd_tolerance:g} {row.unit}" if metric == "nsd" else ""
+
+
+def _summary(
+    metric: str, values: Sequence[float], n_miss: int, unit: str, missed: Missed, resamples: int, seed: int
+) -> Summary:
+    array = np.asarray([value for value in values if not isnan(value)], dtype=np.float64)
+    n_na = len(values) - len(array)
+    if not len(array):
+        return Summary(metric, 0, n_na, n_miss, nan, nan, nan, nan, nan, unit, missed)
+    low, high = bootstrap_interval(array, resamples=resamples, seed=seed)
+    sd = float(array.std(ddof=1)) if len(array) > 1 else nan
+    return Summary(
+        metric, len(array), n_na, n_miss, float(array.mean()), float(np.median(array)), sd, low, high, unit, missed
+    )

@@ -10,10 +10,11 @@ import numpy as np
 
 from ssmis._checks import check_choice, check_range
 from ssmis._optional import require
-from ssmis.metrics._masks import Array, ArrayLike, mask_pair, spacing_of
+from ssmis.metrics._masks import Array, ArrayLike, bounding_box, mask_pair, spacing_of
 
 Convention = Literal["default", "medpy"]
 CONVENTIONS = ("default", "medpy")
+TRANSFORM_FROM = 20  # voxels of the joint box per searched point, below which the transform wins
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,10 @@ def surface_distances(
         diagonal = float(np.linalg.norm(spacing * predicted.shape))
         return SurfaceDistances(diagonal, diagonal, diagonal, diagonal, diagonal, 0.0)
 
-    box = _joint_box(predicted, true)
-    points = [_boundary(mask[box]) * spacing for mask in (predicted, true)]
-    to_reference, to_prediction = _nearest(points[0], points[1]), _nearest(points[1], points[0])
+    box = bounding_box(predicted | true)  # beyond it both are background, as beyond the image
+    boundaries = _boundary(predicted[box]), _boundary(true[box])
+    to_reference = _distances(boundaries[0], boundaries[1], spacing)
+    to_prediction = _distances(boundaries[1], boundaries[0], spacing)
     both = np.concatenate([to_reference, to_prediction])
     if convention == "medpy":
         hd95 = np.percentile(both, 95)
@@ -98,23 +100,30 @@ def surface_distances(
     )
 
 
-def _joint_box(prediction: Array, reference: Array) -> tuple[slice, ...]:
-    """Bounding box of both masks; beyond it both are background, so eroding inside it changes nothing."""
-    union = prediction | reference
-    box = []
-    for axis in range(union.ndim):
-        used = np.flatnonzero(union.any(axis=tuple(other for other in range(union.ndim) if other != axis)))
-        box.append(slice(int(used[0]), int(used[-1]) + 1))
-    return tuple(box)
-
-
 def _boundary(mask: Array) -> Array:
-    """Indices `(N, ndim)` of the boundary voxels."""
-    ndimage = require("scipy.ndimage", extra="medical", purpose="surface distances")
-    return np.argwhere(mask & ~ndimage.binary_erosion(mask))
+    """The mask minus its erosion by the face neighbours; outside of the array is background."""
+    inside = mask.copy()
+    for axis in range(mask.ndim):
+        kept, near = np.moveaxis(inside, axis, 0), np.moveaxis(mask, axis, 0)
+        kept[1:] &= near[:-1]
+        kept[:-1] &= near[1:]
+        kept[0] = kept[-1] = False
+    return mask & ~inside
 
 
-def _nearest(points: Array, targets: Array) -> Array:
-    """Distance from every point to the nearest target. A tree is exact and, on surfaces, faster than a distance map."""
-    spatial = require("scipy.spatial", extra="medical", purpose="surface distances")
-    return spatial.cKDTree(targets).query(points)[0]
+def _distances(source: Array, target: Array, spacing: Array) -> Array:
+    """Distance `(N,)` from every voxel of one boundary to the nearest of the other, in no particular order.
+
+    Common voxels are at 0 and need no search. For the others a tree over the target is exact and fast; only where
+    they are many, as on the ragged masks of early training, one transform of the whole array is cheaper.
+    """
+    points = np.argwhere(source & ~target)
+    if len(points) * TRANSFORM_FROM > source.size:
+        ndimage = require("scipy.ndimage", extra="medical", purpose="surface distances")
+        nearest = ndimage.distance_transform_edt(~target, sampling=spacing, return_distances=False, return_indices=True)
+        offsets = points - nearest[:, *points.T].T
+        found = np.sqrt(((offsets * spacing) ** 2).sum(axis=1))
+    else:
+        spatial = require("scipy.spatial", extra="medical", purpose="surface distances")
+        found = spatial.cKDTree(np.argwhere(target) * spacing, balanced_tree=False).query(points * spacing)[0]
+    return np.concatenate([np.zeros(np.count_nonzero(source & target)), found])

@@ -1,11 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-import csv
 import math
 
 import numpy as np
 import pytest
 
-from ssmis.metrics import METRICS, bootstrap_interval, evaluate_case, paired_difference, summarise, write_cases_csv
+from ssmis.metrics import (
+    METRICS,
+    bootstrap_interval,
+    compare_runs,
+    evaluate_case,
+    paired_difference,
+    summarise,
+    summarise_values,
+)
 
 
 def square(at, size=3, label=1, shape=(12, 12)):
@@ -21,6 +28,11 @@ def scores(pairs, classes=(1,)):
     return rows
 
 
+def shifted(by):
+    """Rows of eight cases whose squares are off by `by` pixels or, in every other case, one more."""
+    return scores([(square(2 + by + index % 2), square(2)) for index in range(8)])
+
+
 def test_misses_count_and_empty_pairs_do_not():
     nothing = np.zeros((12, 12), np.int64)
     rows = scores([(square(2), square(2)), (nothing, square(2)), (nothing, nothing)])
@@ -34,29 +46,12 @@ def test_misses_count_and_empty_pairs_do_not():
     assert summarise(rows, metric="hd95", label=1).mean == 30.0
 
 
-def test_units_follow_the_convention():
-    pair = {"prediction_labels": square(2), "reference_labels": square(3), "classes": (1,), "spacing_mm": (3.0, 4.0)}
-    (mm,), (voxel,) = evaluate_case(**pair), evaluate_case(**pair, convention="medpy")
-    assert (mm.unit, mm.hd) == ("mm", 5.0)
-    assert (voxel.unit, voxel.hd) == ("voxel", pytest.approx(math.sqrt(2)))
-    assert (mm.n_prediction, mm.n_reference) == (9, 9)
-
-
 def test_without_a_label_cases_are_averaged_over_their_classes_first():
     both = np.maximum(square(1), square(7, label=2))
     rows = scores([(both, both), (square(1), square(1)), (square(1), both)], classes=(1, 2))
     summary = summarise(rows, metric="dice")
     assert (summary.n, summary.n_na, summary.n_miss) == (3, 0, 1)
     assert summary.mean == pytest.approx((1 + 1 + 0.5) / 3)
-
-
-def test_ignored_voxels_are_left_out():
-    reference = square(2)
-    reference[8:] = -1
-    prediction = square(2).astype(np.uint8)
-    prediction[9:, 9:] = 1
-    (row,) = scores([(prediction, reference)])
-    assert (row.dice, row.hd) == (1.0, 0.0)
 
 
 def test_summaries_of_little():
@@ -77,18 +72,59 @@ def test_summary_errors():
         summarise(rows, metric="dice", label=7)
     with pytest.raises(ValueError, match=r"case 'case0' has more than one score of a class"):
         summarise(rows + rows, metric="dice")
+    with pytest.raises(ValueError, match=r"missed is 'zero'; expected one of 'diagonal', 'legacy_zero'"):
+        summarise(rows, metric="dice", missed="zero")
 
 
-def test_csv_holds_every_row_and_nan(tmp_path):
+def test_units_are_named_and_not_mixed():
+    pair = {"prediction_labels": square(2), "reference_labels": square(3), "classes": (1,), "spacing_mm": (3.0, 4.0)}
+    mm = evaluate_case(**pair, case="a")
+    assert [summarise(mm, metric=m).unit for m in ("dice", "hd95", "nsd")] == ["", "mm", "share within 1 mm"]
+    mixed = mm + evaluate_case(**pair, case="b", convention="medpy")
+    assert summarise(mixed, metric="dice").n == 2
+    with pytest.raises(ValueError, match=r"assd of the rows is in mm and in voxel; expected one unit"):
+        summarise(mixed, metric="assd")
+    tolerances = mm + evaluate_case(**pair, case="b", nsd_tolerance_mm=2.0)
+    assert summarise(tolerances, metric="assd").n == 2
+    with pytest.raises(ValueError, match=r"nsd of the rows is in share within 1 mm and in share within 2 mm"):
+        summarise(tolerances, metric="nsd")
+
+
+def test_the_legacy_policy_is_named_and_touches_distances_of_misses_only():
     nothing = np.zeros((12, 12), np.int64)
-    rows = scores([(square(2), square(3)), (nothing, nothing)])
-    write_cases_csv(tmp_path / "cases.csv", rows)
-    with (tmp_path / "cases.csv").open(newline="", encoding="utf-8") as file:
-        back = list(csv.DictReader(file))
-    assert [line["case"] for line in back] == ["case0", "case1"]
-    assert float(back[0]["dice"]) == rows[0].dice
-    assert back[1]["hd95"] == "nan"
-    assert list(back[0]) == ["case", "label", "status", "n_prediction", "n_reference", *METRICS, "unit"]
+    rows = scores([(square(2), square(3)), (nothing, square(2)), (nothing, nothing)])
+    honest, legacy = (summarise(rows, metric="hd", missed=missed) for missed in ("diagonal", "legacy_zero"))
+    assert (honest.mean, honest.missed) == (pytest.approx((5 + 60) / 2), "diagonal")
+    assert (legacy.mean, legacy.missed) == (pytest.approx((5 + 0) / 2), "legacy_zero")
+    assert (legacy.n, legacy.n_na, legacy.n_miss) == (2, 1, 1)
+    for metric in ("dice", "jaccard", "nsd"):
+        assert summarise(rows, metric=metric, missed="legacy_zero").mean == summarise(rows, metric=metric).mean
+
+
+def test_values_of_another_metric():
+    summary = summarise_values([0.1, math.nan, 0.3], metric="ece")
+    assert (summary.metric, summary.n, summary.n_na, summary.n_miss) == ("ece", 2, 1, 0)
+    assert (summary.mean, summary.sd) == (pytest.approx(0.2), pytest.approx(0.1 * math.sqrt(2)))
+
+
+def test_runs_are_paired_by_case():
+    near, far = shifted(0), shifted(1)
+    found = compare_runs(near, list(reversed(far)), metric="dice")
+    ours, theirs = ([row.dice for row in rows] for rows in (near, far))
+    assert found == paired_difference(ours, theirs)
+    assert found.mean == pytest.approx(np.mean(ours) - np.mean(theirs))
+    assert found.p_value < 0.05
+    assert compare_runs(far, near, metric="dice").mean == pytest.approx(-found.mean)
+
+
+def test_runs_that_cannot_be_paired():
+    rows = shifted(0)
+    with pytest.raises(ValueError, match=r"1 cases are in only one of a and b, the first is 'case7'"):
+        compare_runs(rows, rows[:-1], metric="dice")
+    voxels = evaluate_case(square(2), square(2), classes=(1,), spacing_mm=(1, 1), case="case0", convention="medpy")
+    with pytest.raises(ValueError, match=r"hd95 of b is in voxel; expected mm to match a"):
+        compare_runs(rows[:1], voxels, metric="hd95")
+    assert compare_runs(rows[:1], voxels, metric="dice").mean == 0
 
 
 def test_bootstrap_interval_is_seeded_and_covers():

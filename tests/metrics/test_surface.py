@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssmis.metrics import surface_distances
+from ssmis.metrics import surface, surface_distances
 
 SHAPES = st.sampled_from([(9, 7), (5, 6, 4), (1, 8, 3)])
 
@@ -77,10 +77,23 @@ def test_laws(seed, shape, axis, factor):
     moved = [np.moveaxis(mask, axis, 0) for mask in (a, b)]
     order = (spacing[axis], *spacing[:axis], *spacing[axis + 1 :])
     assert astuple(surface_distances(*moved, spacing_mm=order)) == pytest.approx(astuple(found))
-    padded = surface_distances(np.pad(a, 2), np.pad(b, 2), spacing_mm=spacing)
-    assert astuple(padded) == pytest.approx(astuple(found))
+    for around in (2, (0, 3), (1, 0)):  # a crop gives what the image gives, wherever the masks lie in it
+        padded = surface_distances(np.pad(a, around), np.pad(b, around), spacing_mm=spacing)
+        assert astuple(padded) == pytest.approx(astuple(found))
     scaled = surface_distances(a, b, spacing_mm=[s * factor for s in spacing], nsd_tolerance_mm=factor)
     assert astuple(scaled)[:5] == pytest.approx([value * factor for value in astuple(found)[:5]])
+
+
+@pytest.mark.parametrize("convention", ["default", "medpy"])
+@given(st.integers(0, 10_000), SHAPES)
+def test_tree_and_transform_find_the_same_distances(convention, seed, shape):
+    (a, b), spacing = random_masks(seed, shape)
+    found = []
+    for voxels in (0, 10**9):  # always the tree, always the transform
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(surface, "TRANSFORM_FROM", voxels)
+            found.append(astuple(surface_distances(a, b, spacing_mm=spacing, convention=convention)))
+    assert found[0] == pytest.approx(found[1], abs=1e-9)
 
 
 def test_identical_masks_are_at_zero():

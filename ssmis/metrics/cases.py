@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scores of cases: every metric of every class, and the file that keeps them."""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from ssmis.metrics._masks import ArrayLike, label_pair
+from ssmis.metrics.overlap import mask_overlap
+from ssmis.metrics.surface import Convention, surface_distances
+
+DISTANCES = ("hd95", "hd", "assd", "masd", "asd")
+METRICS = ("dice", "jaccard", *DISTANCES, "nsd")
+
+
+@dataclass(frozen=True)
+class CaseScore:
+    """Metrics of one class in one case; distances and the tolerance of `nsd` in `unit`.
+
+    `status` is "ok", "miss" (exactly one of the two masks is empty: Dice 0, distances the image diagonal) or "na"
+    (both are: every metric is nan).
+    """
+
+    case: str
+    label: int
+    status: Literal["ok", "miss", "na"]
+    n_prediction: int
+    n_reference: int
+    dice: float
+    jaccard: float
+    hd95: float
+    hd: float
+    assd: float
+    masd: float
+    asd: float
+    nsd: float
+    unit: Literal["mm", "voxel"]
+    nsd_tolerance: float = 1.0
+
+
+def evaluate_case(
+    prediction_labels: ArrayLike,
+    reference_labels: ArrayLike,
+    *,
+    classes: Sequence[int],
+    spacing_mm: Sequence[float],
+    convention: Convention = "default",
+    nsd_tolerance_mm: float = 1.0,
+    case: str = "",
+) -> list[CaseScore]:
+    """Score one case: one `CaseScore` for each of `classes`, in that order.
+
+    Args:
+        prediction_labels: integer `(*S)`, numpy or torch.
+        reference_labels: integer `(*S)`; voxels marked -1 are left out of both.
+        classes: the foreground classes to score.
+        spacing_mm: voxel size in mm.
+        convention: of the distances, see `surface_distances`.
+        nsd_tolerance_mm: tolerance of `nsd`; in voxels under "medpy".
+        case: id written into the scores.
+
+    Raises:
+        ValueError: a label map is not of integers, the shapes differ, or the spacing does not fit them.
+    """
+    predicted, true = label_pair(prediction_labels, reference_labels)
+    scores = []
+    for label in classes:
+        masks = predicted == label, true == label
+        areas = mask_overlap(*masks)
+        distances = surface_distances(
+            *masks, spacing_mm=spacing_mm, convention=convention, nsd_tolerance_mm=nsd_tolerance_mm
+        )
+        some = bool(areas.n_prediction) + bool(areas.n_reference)
+        scores.append(
+            CaseScore(
+                case=case,
+                label=label,
+                status="ok" if some == 2 else "miss" if some == 1 else "na",
+                unit="voxel" if convention == "medpy" else "mm",
+                nsd_tolerance=nsd_tolerance_mm,
+                **asdict(areas),
+                **asdict(distances),
+            )
+        )
+    return scores
+
+
+def write_cases_csv(path: str | Path, rows: Sequence[CaseScore]) -> None:
+    """Write one line a case and class; nan stays `nan`."""
+    with Path(path).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(CaseScore)])
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)
+
+
+def read_cases_csv(path: str | Path) -> list[CaseScore]:
+    """Read what `write_cases_csv` wrote.
+
+    Raises:
+        ValueError: the columns are others, or a line has something else where a number belongs.
+    """
+    kinds: dict[str, Any] = {field.name: field.type for field in fields(CaseScore)}
+    with Path(path).open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if reader.fieldnames != list(kinds):
+            raise ValueError(f"{path} has the columns {reader.fieldnames}; expected {list(kinds)}")
+        rows = []
+        for line in reader:
+            values: dict[str, Any] = dict(line)
+            try:
+                values |= {name: kind(values[name]) for name, kind in kinds.items() if kind in (int, float)}
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
+            rows.append(CaseScore(**values))
+    return rows
