@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fused operations: a readable definition, a chunked torch path, autograd and dispatch in separate files."""
+"""Fused operations: a readable definition, a chunked torch path, device code, autograd and dispatch, each in a file."""
 
 from ssmis.kernels.voxel_contrast import VoxelContrastStats, reasons, voxel_contrast
 

@@ -1,65 +1,43 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Voxel contrast in torch, a few thousand voxels at a time, with its gradient in the same pass.
+"""Voxel contrast in torch on a CPU: similarities stay in the cache, and the gradient is made in the same pass.
 
-Similarities of one chunk, `(M, n)`, fit in the cache of a CPU core; nothing of size voxels x keys exists. Sums over the
-keys of a class are products with a one-hot matrix, so no step looks at the values on the host.
+Voxels are taken in blocks, and the similarities of a block in parts that fit in the cache of a core. Exponentials have
+base 2, and where none can leave the range (unit vectors, not too cold) they are not shifted by a maximum. A product
+with the keys and a row of ones gives every sum that the loss and its gradient need. Voxels that do not count are left
+out; for "negatives" they go class by class, so that positives and negatives are two matrices instead of two masks.
 """
 
+import itertools
 import math
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ssmis.kernels.reference import SHORTEST
+from ssmis.kernels import masked
+from ssmis.kernels.keys import Keys, classify, direct, keys_gradient, prepare_keys
 
-CPU_CHUNK = 2**18  # similarities per chunk: 1 MB in float32
-DEVICE_CHUNK = 2**25
+__all__ = ["classify", "contrast", "prepare_keys"]
+
+CHUNK = 2**17  # numbers in a block of features, half of those in a part of its similarities: 0.5 MB in float32
 _LARGEST_EXPONENT = 30.0  # exp(+-30), its ratios and sums over keys are far from the ends of float32
+_LARGEST = 120.0  # log2 of odds from which log(1 + odds) is log(odds)
 
 
-class Keys(NamedTuple):
-    """Keys prepared once a call.
+class _Side(NamedTuple):
+    """Keys on one side of a contrast.
 
     Attributes:
-        directions: `(M, E)`, normalised if asked for, zero for a slot that takes no part.
-        lengths: `(M, 1)` divisor between keys and directions; infinite where no gradient passes.
-        one_hot: `(M, K)` class of each key, a zero row for a slot that takes no part.
-        counts: `(K,)` keys of each class.
-        classes: `(M,)` class position of each key, -1 for a slot that takes no part.
-        ordered: `(M,)` key labels in rising order; `position`: their class positions. They translate voxel labels.
+        rows: `(m,)` their places among all keys.
+        scaled: `(m, E)`; products with unit features are similarities (positives: minus them) in units of log 2.
+        summing: `(E + 1, m)`: keys over the temperature, and ones.
     """
 
-    directions: Tensor
-    lengths: Tensor
-    one_hot: Tensor
-    counts: Tensor
-    classes: Tensor
-    ordered: Tensor
-    position: Tensor
-
-
-def prepare_keys(keys: Tensor, key_labels: Tensor, *, ignore_index: int, normalize: bool, dtype: torch.dtype) -> Keys:
-    """Normalise keys `(M, E)` and number their classes 0..K-1; on a device K is bounded by M, to spare a host sync."""
-    live = key_labels != ignore_index
-    directions = keys.to(dtype).masked_fill(~live[:, None], 0)
-    directions, lengths = _direct(directions, 1) if normalize else (directions, torch.ones_like(directions[:, :1]))
-    ordered, order = key_labels.masked_fill(~live, torch.iinfo(key_labels.dtype).max).sort()
-    position = torch.cat([ordered.new_zeros(1), (ordered[1:] != ordered[:-1]).long()]).cumsum(0)
-    classes = torch.empty_like(position).scatter(0, order, position).masked_fill(~live, -1)
-    bound = int(position[-1]) + 1 if keys.device.type == "cpu" else len(keys)
-    one_hot = (classes[:, None] == torch.arange(bound, device=keys.device)).to(dtype)
-    return Keys(directions, lengths, one_hot, one_hot.sum(0), classes, ordered, position)
-
-
-def classify(labels: Tensor, keys: Keys, *, ignore_index: int, denominator: str) -> tuple[Tensor, Tensor]:
-    """Class position of each voxel `(B, V)`, and whether it counts: labelled, with a key (and a negative)."""
-    slot = torch.searchsorted(keys.ordered, labels.contiguous()).clamp_max(len(keys.ordered) - 1)
-    classes = keys.position[slot]
-    counted = (keys.ordered[slot] == labels) & (labels != ignore_index) & (keys.counts > 0)[classes]
-    if denominator == "negatives":
-        counted &= (keys.counts < keys.counts.sum())[classes]
-    return classes, counted
+    rows: Tensor
+    scaled: Tensor
+    summing: Tensor
 
 
 def contrast(
@@ -72,6 +50,7 @@ def contrast(
     normalize: bool,
     denominator: str,
     scale: Tensor | None = None,
+    with_keys: bool = True,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Loss of each voxel and, if `scale` is given, the gradients of `(scale * loss).sum()`.
 
@@ -79,126 +58,235 @@ def contrast(
         features: `(B, E, V)`, any strides.
         classes: `(B, V)` class positions.
         counted: bool `(B, V)`; other voxels get loss and gradient zero, whatever their features.
-        keys: what `prepare_keys` returned.
+        keys: what `prepare_keys` returned; on a CPU every slot takes part.
         temperature: divisor of the similarities.
         normalize: cosine similarity, else the plain inner product.
         denominator: "all" or "negatives".
         scale: `(B, V)`, zero where not counted.
+        with_keys: also compute the gradient by the keys; else it is zero.
 
     Returns:
         Losses `(B, V)`, gradient `(B, E, V)` and gradient `(M, E)` in the dtype of the prepared keys.
     """
+    if features.device.type != "cpu":
+        return masked.contrast(
+            features, classes, counted, keys,
+            temperature=temperature, normalize=normalize, denominator=denominator, scale=scale,
+        )  # fmt: skip
     dtype = keys.directions.dtype
+    features = features.detach()
+    losses = features.new_zeros(classes.shape, dtype=dtype)
+    allocate = torch.empty_like if counted.all() else torch.zeros_like
+    grad_features = allocate(features, dtype=dtype) if scale is not None else None
+    kind = _All if denominator == "all" else _Negatives
     narrow = normalize and 1 / temperature <= _LARGEST_EXPONENT
-    to_similarity = keys.directions * ((math.log2(math.e) if narrow else 1.0) / temperature)
-    to_feature = (keys.directions.T / temperature).contiguous()
-    mean_key = (keys.one_hot / keys.counts.clamp_min(1)).T @ keys.directions / temperature  # (K, E)
-    grad_features = torch.empty_like(features, dtype=dtype) if scale is not None else None
-    grad_directions, grad_means = torch.zeros_like(keys.directions), torch.zeros_like(mean_key)
-    losses = features.new_empty(classes.shape, dtype=dtype)
-    of_class = torch.arange(len(keys.counts), device=features.device)[:, None]
-    size = (CPU_CHUNK if features.device.type == "cpu" else DEVICE_CHUNK) // len(keys.directions)
-    size = min(max(size, 64), max(features.shape[2], 1))
-    for volume in range(len(features)):
-        for part in (slice(start, start + size) for start in range(0, features.shape[2], size)):
-            count, here = counted[volume, part], classes[volume, part]
-            own = features[volume, :, part].to(dtype).masked_fill(~count, 0)  # (E, n)
-            lengths = None
-            if normalize:
-                own, lengths = _direct(own, 0)
-            member = (of_class == here).to(dtype)  # (K, n)
-            similarity = to_similarity @ own  # (M, n)
-            if denominator == "all":
-                top, grad, factor = (_all_narrow if narrow else _all)(similarity, keys)
-                loss = top - ((mean_key @ own) * member).sum(0)
-            else:
-                step = _negatives_narrow if narrow else _negatives
-                loss, grad, factor = step(similarity, keys, here, member, scale is not None)
-            losses[volume, part] = loss.masked_fill(~count, 0)
-            if scale is None or grad_features is None:
+    size = max(CHUNK // features.shape[1], 64)
+    blocks = []
+    for group in range(len(keys.counts) if kind is _Negatives else 1):
+        for volume, own_classes in enumerate(classes):
+            chosen = counted[volume] if kind is _All else counted[volume] & (own_classes == group)
+            blocks += [(group, volume, voxels) for voxels in _blocks(chosen, size)]
+
+    def work(share: list[tuple[int, int, slice | Tensor]]) -> Tensor:
+        grad_directions, step, last = torch.zeros_like(keys.directions), None, None
+        for group, volume, voxels in share:
+            if step is None or group != last:
+                step, last = kind(keys, group, temperature, narrow, grad_directions if with_keys else None), group
+            own = _take(features[volume], voxels, dtype)  # (E, n)
+            own, lengths = direct(own, 0) if normalize else (own, own.new_ones(()))
+            weight = None if scale is None else scale[volume, voxels].to(dtype)
+            loss, gradient = step(own, weight, classes[volume], voxels)
+            losses[volume, voxels] = loss
+            if grad_features is None or gradient is None:
                 continue
-            upstream = scale[volume, part].to(dtype)
-            factor = (factor * upstream).masked_fill(~count, 0)
-            grad_own = (to_feature @ grad).mul_(factor)  # (E, n)
-            grad_directions.addmm_(grad, (own * factor).T)
-            if denominator == "all":
-                member = member * upstream
-                grad_own.addmm_(mean_key.T, member, alpha=-1)
-                grad_means.addmm_(member, own.T)
-            if lengths is not None:
-                grad_own.addcmul_(own, (own * grad_own).sum(0), value=-1).div_(lengths)
-            grad_features[volume, :, part] = grad_own
+            if normalize:
+                gradient.addcmul_(own, (own * gradient).sum(0), value=-1)
+            _put(grad_features[volume], voxels, gradient, lengths)
+        return grad_directions
+
+    grad_directions = torch.stack(_spread(work, blocks)).sum(0)
     if scale is None:
         return losses, None, None
-    grad_keys = (grad_directions - keys.one_hot @ (grad_means / keys.counts.clamp_min(1)[:, None])) / temperature
-    if normalize:
-        along = (keys.directions * grad_keys).sum(1, keepdim=True)
-        grad_keys = (grad_keys - keys.directions * along) / keys.lengths
-    return losses, grad_features, grad_keys.masked_fill((keys.classes < 0)[:, None], 0)
+    return losses, grad_features, keys_gradient(grad_directions, keys, normalize=normalize)
 
 
-def _direct(vectors: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    lengths = vectors.square().sum(dim, keepdim=True).sqrt_()
-    lengths = lengths.masked_fill_(lengths < SHORTEST, math.inf)  # no direction: zero, and no gradient
-    return vectors / lengths, lengths
+def _spread(work: Callable[[list[Any]], Tensor], blocks: list[Any]) -> list[Tensor]:
+    """Give the blocks to as many threads as torch may use, each with one core for its operations.
+
+    The operations are short: torch's own threads would wait for each other after every one, and on a busy machine, such
+    as one that prepares the next batch, for a turn of the scheduler.
+    """
+    threads = min(torch.get_num_threads(), len(blocks))
+    if threads <= 1:
+        return [work(blocks)]
+
+    def alone(share: list[Any]) -> Tensor:
+        torch.set_num_threads(1)
+        with torch.no_grad():
+            return work(share)
+
+    before = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(alone, (blocks[first::threads] for first in range(threads))))
+    finally:
+        torch.set_num_threads(before)  # what a thread sets is also the default of threads to come
 
 
-# Each returns the loss (or its first part), a matrix (M, n) and a factor (n,) whose product is the derivative of the
-# loss by the similarities. The narrow forms know that no exponential leaves the range, so they need no maximum.
+def _blocks(chosen: Tensor, size: int) -> Iterator[slice | Tensor]:
+    """Slices of `size` voxels, or their indices where not all `(V,)` are chosen."""
+    if chosen.all():
+        yield from (slice(start, start + size) for start in range(0, len(chosen), size))
+    elif len(found := chosen.nonzero().squeeze(1)):
+        yield from found.split(size)
 
 
-def _all_narrow(similarity: Tensor, keys: Keys) -> tuple[Tensor, Tensor, Tensor]:
-    power = similarity.exp2_()
-    total = (keys.one_hot.T @ power).sum(0)
-    return total.log(), power, total.reciprocal()
+def _take(features: Tensor, voxels: slice | Tensor, dtype: torch.dtype) -> Tensor:
+    if features.stride(0) != 1:
+        some = features[:, voxels] if isinstance(voxels, slice) else features.index_select(1, voxels)
+        return some.to(dtype)
+    rows = features.T[voxels] if isinstance(voxels, slice) else features.T.index_select(0, voxels)  # channels-last
+    return rows.to(dtype).T.contiguous()
 
 
-def _all(similarity: Tensor, keys: Keys) -> tuple[Tensor, Tensor, Tensor]:
-    similarity.masked_fill_((keys.classes < 0)[:, None], -math.inf)
-    top = similarity.logsumexp(0)
-    return top, (similarity - top).exp_(), torch.ones_like(top)
+def _put(features: Tensor, voxels: slice | Tensor, values: Tensor, divisor: Tensor) -> None:
+    if isinstance(voxels, slice):
+        torch.div(values, divisor, out=features[:, voxels])
+    elif features.stride(0) == 1:
+        features.T.index_copy_(0, voxels, values.div_(divisor).T)
+    else:
+        features.index_copy_(1, voxels, values.div_(divisor))
 
 
-def _negatives_narrow(
-    similarity: Tensor, keys: Keys, classes: Tensor, member: Tensor, with_gradient: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    power = similarity.exp2_()
-    # sums of the other classes, not total minus own: the difference would lose a small rest
-    rest = ((keys.one_hot.T @ power) * (1 - member)).sum(0)
-    share = 1 / (member * keys.counts[:, None]).sum(0).clamp_min(1)
-    odds = rest / power
-    terms, above = _log1p(odds)
-    loss = ((keys.one_hot.T @ terms) * member).sum(0) * share
-    if with_gradient:
-        odds.div_(above)  # sigmoid(LSE of negatives - similarity)
-        pushed = ((keys.one_hot.T @ odds) * member).sum(0)
-        power.mul_(-pushed / rest.clamp_min(torch.finfo(rest.dtype).tiny))
-        power.lerp_(odds, torch.mm(keys.one_hot, member, out=terms))  # exact: the weights are 0 and 1
-    return loss, power, -share
+class _Step:
+    """Loss of a block and its gradient by the directions of its voxels; that by the keys' is added up.
+
+    Subclasses write `__call__(own, weight, classes, voxels)`: directions `(E, n)` and weights `(n,)` of a block give
+    losses `(n,)` and the gradient `(E, n)` of their weighted sum, or None without weights; `classes[voxels]` are the
+    class positions of the block.
+    """
+
+    def __init__(
+        self, keys: Keys, group: int, temperature: float, narrow: bool, grad_directions: Tensor | None
+    ) -> None:
+        self.keys, self.temperature, self.narrow, self.grad_directions = keys, temperature, narrow, grad_directions
+        self.reach = 1 / (temperature * math.log(2))  # largest similarity of unit vectors, in units of log 2
+        self.size = max(2 * CHUNK // len(keys.directions), 64)
+        # a few more than needed: rows a power of two apart would share their places in the cache
+        self.space = keys.directions.new_empty(4, len(keys.directions) * self.size + 272)
+
+    def side(self, rows: Tensor, sign: float = 1.0) -> _Side:
+        directions = self.keys.directions[rows] / self.temperature
+        ones = directions.new_ones(1, len(rows))
+        return _Side(rows, directions * (sign / math.log(2)), torch.cat([directions.T, ones]))
+
+    def room(self, side: _Side, own: Tensor, slot: int) -> Tensor:
+        # (m, n) in the workspace: memory that stays in the cache
+        return self.space[slot, : len(side.rows) * own.shape[1]].view(len(side.rows), -1)
+
+    def attend(self, side: _Side, own: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
+        """Write the sums over keys `(E + 1, n)`; return the powers `(m, n)` and log2-sum-exp2 `(n,)`."""
+        powers = torch.mm(side.scaled, own, out=self.room(side, own, 0))
+        top = None if self.narrow else powers.amax(0)
+        if top is not None:
+            powers.sub_(top)
+        torch.mm(side.summing, powers.exp2_(), out=sums)
+        total = sums[-1].log2()
+        return powers, total if top is None else total.add_(top)
+
+    def learn(self, side: _Side, derivative: Tensor, own: Tensor, weight: Tensor) -> None:
+        """Add to the gradient by the directions of the keys: `derivative` `(m, n)` times `weight` `(n,)`."""
+        if self.grad_directions is not None:
+            self.grad_directions.index_add_(0, side.rows, derivative @ (own * (weight / self.temperature)).T)
 
 
-def _negatives(
-    similarity: Tensor, keys: Keys, classes: Tensor, member: Tensor, with_gradient: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    positive = keys.classes[:, None] == classes
-    negatives = similarity.masked_fill(positive | (keys.classes < 0)[:, None], -math.inf)
-    rest = negatives.logsumexp(0)
-    rest = rest.masked_fill(rest == -math.inf, 0)  # no negatives: not counted, but must stay a number
-    share = 1 / (member * keys.counts[:, None]).sum(0).clamp_min(1)
-    against = rest - similarity
-    terms = against.clamp_min(0) + _log1p(against.abs().neg_().exp_())[0]  # softplus
-    loss = (terms * positive).sum(0) * share
-    if with_gradient:
-        against.sigmoid_()
-        pushed = (against * positive).sum(0)
-        negatives.sub_(rest).exp_().mul_(-pushed)
-        negatives = torch.where(positive, against, negatives)
-    return loss, negatives, -share
+class _All(_Step):
+    """log of the sum over all keys, less the mean positive similarity."""
+
+    def __init__(self, keys: Keys, group: int, *settings: Any) -> None:
+        super().__init__(keys, group, *settings)
+        self.every = self.side(torch.arange(len(keys.directions)))
+        self.share = keys.one_hot / keys.counts.clamp_min(1)  # (M, K)
+        self.means = self.share.T @ keys.directions / self.temperature  # (K, E)
+        self.positions = torch.arange(len(keys.counts))[:, None]
+
+    def __call__(
+        self, own: Tensor, weight: Tensor | None, classes: Tensor, voxels: slice | Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        sums, loss = own.new_empty(len(own) + 1, own.shape[1]), own.new_empty(own.shape[1])
+        weights = itertools.repeat(None) if weight is None or self.grad_directions is None else weight.split(self.size)
+        for some, out, term, factor in zip(*(t.split(self.size, -1) for t in (own, sums, loss)), weights):
+            powers, total = self.attend(self.every, some, out)
+            term.copy_(total)
+            if factor is not None:
+                self.learn(self.every, powers, some, factor / out[-1])
+        member = (self.positions == classes[voxels]).to(own.dtype)  # (K, n)
+        loss.mul_(math.log(2)).sub_(((self.means @ own) * member).sum(0))
+        if weight is None:
+            return loss, None
+        gradient = sums[:-1].mul_(weight / sums[-1])
+        gradient.addmm_(self.means.T, member.mul_(weight), alpha=-1)
+        if self.grad_directions is not None:
+            self.grad_directions.addmm_(self.share, member @ own.T, alpha=-1 / self.temperature)
+        return loss, gradient
 
 
-def _log1p(values: Tensor) -> tuple[Tensor, Tensor]:
-    """log(1 + values) and 1 + values; like `log1p` in accuracy, but vectorised on CPU (ten times as fast)."""
-    above = values + 1
-    lost = above - 1
-    torch.sub(values, lost, out=lost).div_(above)  # what rounding took from the sum, to first order
-    return above.log().add_(lost), above
+class _Negatives(_Step):
+    """Mean over the positives of log(1 + odds), odds the sum over the keys of other classes against one positive."""
+
+    def __init__(self, keys: Keys, group: int, *settings: Any) -> None:
+        super().__init__(keys, group, *settings)
+        self.negative = self.side((keys.classes != group).nonzero().squeeze(1))
+        self.positive = self.side((keys.classes == group).nonzero().squeeze(1), sign=-1.0)
+
+    def __call__(
+        self, own: Tensor, weight: Tensor | None, classes: Tensor, voxels: slice | Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        sums, pulled = own.new_empty(2, len(own) + 1, own.shape[1])
+        loss, count = own.new_empty(own.shape[1]), len(self.positive.rows)
+        weight = None if weight is None else weight / count
+        weights = itertools.repeat(None) if weight is None else weight.split(self.size)
+        for some, out, pull, term, factor in zip(*(t.split(self.size, -1) for t in (own, sums, pulled, loss)), weights):
+            powers, rest = self.attend(self.negative, some, out)
+            odds = self.repel(some, rest, term)
+            if factor is None:
+                continue
+            torch.mm(self.positive.summing, odds, out=pull)
+            if self.grad_directions is not None:
+                self.learn(self.negative, powers, some, factor * pull[-1] / out[-1])
+                self.learn(self.positive, odds, some, -factor)
+        loss.div_(count)
+        if weight is None:
+            return loss, None
+        return loss, sums[:-1].mul_(weight * pulled[-1] / sums[-1]).sub_(pulled[:-1].mul_(weight))
+
+    def repel(self, own: Tensor, rest: Tensor, loss: Tensor) -> Tensor:
+        """Write the sum of log(1 + odds) `(n,)`; return its derivative by the log odds `(m, n)`.
+
+        `rest` is the log2-sum-exp2 `(n,)` of the negatives.
+        """
+        odds, *scratch = (self.room(self.positive, own, slot) for slot in (1, 2, 3))
+        torch.mm(self.positive.scaled, own, out=odds).add_(rest)
+        if self.narrow:
+            largest = max(float(rest.max()) + self.reach, 0) + 1  # log2(1 + odds) stays below
+            _sum_log1p(odds.exp2_(), largest, *scratch, out=loss)
+        else:
+            beyond = (odds - _LARGEST).clamp_min_(0).sum(0).mul_(math.log(2))
+            _sum_log1p(odds.clamp_max_(_LARGEST).exp2_(), _LARGEST, *scratch, out=loss)
+            loss.add_(beyond)
+        return odds.div_(torch.add(odds, 1, out=scratch[0]))
+
+
+def _sum_log1p(values: Tensor, largest: float, one: Tensor, other: Tensor, *, out: Tensor) -> None:
+    """Sum of log(1 + values) over the first axis; log2(1 + values) is below `largest`. Writes into `one` and `other`.
+
+    Two values become one, (1 + a)(1 + b) - 1, while the range allows it: that keeps the digits of small ones.
+    """
+    while 2 * largest <= _LARGEST and len(values) % 2 == 0:
+        first, second = values.chunk(2)
+        values = torch.addcmul(torch.add(first, second, out=one[: len(first)]), first, second, out=one[: len(first)])
+        one, other, largest = other, one, 2 * largest
+    above, lost = one[: len(values)], other[-len(values) :]
+    # what rounding takes from 1 + value, to first order: log1p in accuracy, and vectorised everywhere
+    torch.sub(values, torch.sub(torch.add(values, 1, out=above), 1, out=lost), out=lost).div_(above)
+    torch.sum(above.log_(), 0, out=out).add_(lost.sum(0))

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Contrast of voxel features with labelled keys: the public function."""
 
+import os
 from importlib.util import find_spec
 from typing import Literal, NamedTuple, overload
 
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from ssmis._checks import check_choice, check_labels
 from ssmis.kernels import reference
+from ssmis.kernels.device_operator import voxel_contrast_device_op
 from ssmis.kernels.operator import voxel_contrast_op
 
 Denominator = Literal["all", "negatives"]
@@ -82,7 +84,8 @@ def voxel_contrast(
     can reach 0 where "all" is floored at $\log |P|$.
 
     Args:
-        features: `(B, E, *S)`, any strides; half precision is computed in float32.
+        features: `(B, E, *S)`, any strides; half precision is computed in float32, on a GPU from products of 16-bit
+            numbers.
         labels: integer `(B, *S)`.
         keys: `(M, E)`; M may be 0.
         key_labels: integer `(M,)`; a slot with `ignore_index` takes no part.
@@ -95,7 +98,8 @@ def voxel_contrast(
         reduction: "mean" is $\sum_v w_v \ell_v / \sum_v w_v$ over the voxels that count, "sum" its numerator, "none"
             gives $w_v \ell_v$ `(B, *S)`.
         return_stats: also return `VoxelContrastStats(valid, skipped)`.
-        impl: "auto" and "torch" are the chunked path, "reference" the slow definition, "triton" device code.
+        impl: "torch" is the chunked path, "triton" device code, "reference" the slow definition; "auto" is "triton" on
+            a GPU where `reasons` finds nothing against it, else "torch".
 
     Returns:
         The loss in float32 (float64 for float64 inputs), and the statistics if asked for.
@@ -118,8 +122,10 @@ def voxel_contrast(
     check_choice(denominator, ("all", "negatives"), name="denominator")
     check_choice(reduction, ("mean", "sum", "none"), name="reduction")
     check_choice(impl, ("auto", "torch", "reference", "triton"), name="impl")
-    if impl == "triton":
-        raise RuntimeError(f"impl='triton' cannot run: {'; '.join(reasons(features))}")
+    if impl == "triton" and (found := reasons(features, keys)):
+        raise RuntimeError(f"impl='triton' cannot run: {'; '.join(found)}")
+    if impl == "auto":
+        impl = "torch" if features.device.type == "cpu" or reasons(features, keys) else "triton"
     flat, flat_labels, key_labels = features.flatten(2), labels.flatten(1).long(), key_labels.long()
     flat_weight = None if weight is None else weight.flatten(1)
     if impl == "reference":
@@ -137,33 +143,49 @@ def voxel_contrast(
             loss = reference.reduce(losses, counted, flat_weight, reduction)
         valid, skipped = counted.sum(), ((flat_labels != ignore_index) & ~counted).sum()
     else:
-        inputs = (features, keys) if weight is None else (features, keys, weight)
-        with_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
-        loss, valid, skipped = voxel_contrast_op(
-            flat,
-            flat_labels,
-            keys,
-            key_labels,
-            flat_weight,
-            float(temperature),
-            ignore_index,
-            normalize,
-            denominator,
-            reduction,
-            with_gradient,
-        )[:3]
+        grad_enabled = torch.is_grad_enabled()
+        needs = [grad_enabled and tensor is not None and tensor.requires_grad for tensor in (features, keys, weight)]
+        settings = (float(temperature), ignore_index, normalize, denominator, reduction)
+        tensors = (flat, flat_labels, keys, key_labels, flat_weight)
+        if impl == "triton":
+            loss, valid, skipped = voxel_contrast_device_op(*tensors, *settings, needs)[:3]
+        else:
+            loss, valid, skipped = voxel_contrast_op(*tensors, *settings, any(needs))[:3]
     if reduction == "none":
         loss = loss.view(labels.shape)
     return (loss, VoxelContrastStats(valid, skipped)) if return_stats else loss
 
 
-def reasons(features: Tensor) -> list[str]:
-    """Why `impl="triton"` cannot run on these features; an empty list if it can."""
-    found = ["this version has no Triton kernel"]
-    if features.device.type != "cuda":
-        found.append(f"features are on {features.device}, not on a GPU")
+def reasons(features: Tensor, keys: Tensor) -> list[str]:
+    """Why `impl="triton"` cannot run on these features and keys; an empty list if it can."""
+    found = _lacking(features.device)
+    for name, tensor in (("features", features), ("keys", keys)):
+        if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+            found.append(f"{name} is {tensor.dtype}; expected float32, float16 or bfloat16")
+    if features.shape[1] > 256:
+        found.append(f"features has {features.shape[1]} channels; expected at most 256")
+    if len(keys) > 65536:
+        found.append(f"keys has {len(keys)} rows; expected at most 65536")
+    if _interpreted() and features.dtype == torch.bfloat16:
+        found.append("the Triton interpreter has no bfloat16 products; expected float32 or float16")
+    return found
+
+
+@torch.compiler.assume_constant_result
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@torch.compiler.assume_constant_result
+def _lacking(device: torch.device) -> list[str]:
+    found = []
     if find_spec("triton") is None:
         found.append('triton is not installed (pip install "ssmis[triton]")')
+    if device.type == "cuda":
+        if torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
+            found.append(f"{device} is older than compute capability 8.0")
+    elif not _interpreted():
+        found.append(f"features are on {device}, not on a GPU, and TRITON_INTERPRET=1 is not set")
     return found
 
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from ssmis.kernels import chunked as chunked_path
-from ssmis.kernels import reasons, voxel_contrast
+from ssmis.kernels import chunked, masked, reasons, voxel_contrast
+from ssmis.kernels import keys as key_tables
 
 SETTINGS = [
     pytest.param({"denominator": denominator, **rest}, id=f"{denominator}-{name}")
@@ -52,7 +52,8 @@ def evaluate(features, labels, keys, key_labels, weight=None, **arguments):
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch):
-    monkeypatch.setattr(chunked_path, "CPU_CHUNK", 1)  # the smallest chunk: 64 voxels
+    monkeypatch.setattr(chunked, "CHUNK", 1)  # the smallest chunk: 64 voxels
+    monkeypatch.setattr(masked, "CHUNK", 1)
 
 
 @each
@@ -71,12 +72,14 @@ def test_chunked_equals_reference(setting, reduction, weighted, size, keys, miss
 
 
 @DENOMINATORS
+@pytest.mark.parametrize("chunk", [1, 700, 2**20])  # several parts a block, several blocks, one
 @pytest.mark.parametrize("voxels", [1, 63, 64, 100, 1000])
-def test_any_number_of_voxels(denominator, voxels):
-    features, labels, bank, key_labels, _ = problem(voxels, (voxels,), batch=1, keys=5, classes=2)
+def test_any_number_of_voxels_and_any_chunk(monkeypatch, denominator, chunk, voxels):
+    monkeypatch.setattr(chunked, "CHUNK", chunk)
+    features, labels, bank, key_labels, _ = problem(voxels, (voxels,), batch=1, keys=9, classes=2)
     ours, meaning = (
         evaluate(features, labels, bank, key_labels, denominator=denominator, impl=impl)
-        for impl in ("auto", "reference")
+        for impl in ("torch", "reference")
     )
     for own, expected in zip(ours, meaning):
         torch.testing.assert_close(own, expected, atol=1e-10, rtol=1e-9)
@@ -94,9 +97,10 @@ def test_gradient_check(setting, reduction):
 
 
 def plain(features, labels, keys, key_labels, temperature, denominator):
-    """What one would write without the kernel: every similarity in memory."""
-    features = F.normalize(features.flatten(2).transpose(1, 2).flatten(0, 1), dim=1)
-    similarity = features @ F.normalize(keys, dim=1).T / temperature
+    """What one would write without the kernel: every similarity in memory, half precision copied to float32."""
+    wide = torch.promote_types(features.dtype, torch.float32)
+    features = F.normalize(features.flatten(2).transpose(1, 2).flatten(0, 1).to(wide), dim=1)
+    similarity = features @ F.normalize(keys.to(wide), dim=1).T / temperature
     positive = labels.flatten()[:, None] == key_labels
     if denominator == "all":
         terms = -similarity.log_softmax(1)
@@ -108,14 +112,14 @@ def plain(features, labels, keys, key_labels, temperature, denominator):
 
 @DENOMINATORS
 @pytest.mark.parametrize("temperature", [0.02, 0.1, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_no_further_from_float64_than_plain_torch(denominator, temperature, seed):
-    exact_inputs = problem(seed, (200,), channels=16, keys=64, classes=2)[:4]
-    features, labels, keys, key_labels = exact_inputs
+def test_no_further_from_float64_than_plain_torch(denominator, temperature, dtype, seed):
+    features, labels, keys, key_labels, _ = problem(seed, (200,), channels=16, keys=64, classes=2, dtype=dtype)
     labels, key_labels = labels.clamp_min(0), key_labels.clamp_min(0)
 
     def measure(function, dtype):
-        leaves = [t.float().to(dtype).requires_grad_() for t in (features, keys)]
+        leaves = [t.to(dtype, copy=True).requires_grad_() for t in (features, keys)]
         loss = function(leaves[0], labels, leaves[1], key_labels)
         loss.backward()
         return [loss.detach().double(), *(leaf.grad.double() for leaf in leaves)]
@@ -127,7 +131,7 @@ def test_no_further_from_float64_than_plain_torch(denominator, temperature, seed
         return voxel_contrast(*tensors, temperature=temperature, denominator=denominator)
 
     truth = measure(simple, torch.float64)
-    for own, other, exact in zip(measure(ours, torch.float32), measure(simple, torch.float32), truth):
+    for own, other, exact in zip(measure(ours, dtype), measure(simple, dtype), truth):
         slack = 2e-7 * exact.abs().max()
         assert (own - exact).abs().max() <= 1.5 * (other - exact).abs().max() + slack
 
@@ -140,6 +144,18 @@ def test_small_losses_keep_their_digits():
         denominator="negatives",
     )  # fmt: skip
     assert loss.item() == pytest.approx(math.log1p(math.exp(-20)), rel=1e-5)
+
+
+@pytest.mark.parametrize(("rows", "largest"), [(1, 3), (6, 3), (64, 3), (64, 25), (64, 50), (64, 100)])
+@pytest.mark.parametrize("smallest", [-30, 0])
+def test_folded_logarithms_keep_their_digits(rows, largest, smallest):
+    generator = torch.Generator().manual_seed(rows)
+    values = torch.exp2(smallest + (largest - 1.5 - smallest) * torch.rand(rows, 50, generator=generator))
+    out = torch.empty(50)
+    scratch = torch.empty(2, rows, 50)
+    expected = values.double().log1p().sum(0)
+    chunked._sum_log1p(values, largest, *scratch, out=out)
+    torch.testing.assert_close(out.double(), expected, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -169,8 +185,10 @@ def test_autocast_changes_nothing(denominator):
 
 @each
 @pytest.mark.parametrize("layout", ["channels_last", "permuted", "expanded", "sliced"])
-def test_strides_do_not_matter(setting, layout):
+@pytest.mark.parametrize("lowest", [-1, 0])  # 0: every voxel counts
+def test_strides_do_not_matter(setting, layout, lowest):
     features, labels, bank, key_labels, _ = problem(5, (4, 3, 5))
+    labels, key_labels = labels.clamp_min(lowest), key_labels.clamp_min(lowest)
     features = {
         "channels_last": features.contiguous(memory_format=torch.channels_last_3d),
         "permuted": features.permute(4, 2, 0, 3, 1).contiguous().permute(2, 4, 1, 3, 0),
@@ -216,24 +234,78 @@ def test_length_does_not_matter_and_the_gradient_is_orthogonal(denominator, seed
     assert (expected[4] * bank).sum(1).abs().max() < 1e-10
 
 
-def test_doubling_the_keys_adds_log_2_to_all_and_to_negatives_shifts_the_odds():
-    features, labels, bank, key_labels, _ = problem(6, (4, 4))
-    labels, key_labels = labels.clamp_min(0), key_labels.clamp_min(0)
+@given(st.integers(0, 2**31), st.integers(2, 5))
+@settings(max_examples=20)
+def test_doubling_the_keys_adds_log_2_to_all_and_doubles_the_odds_of_negatives(seed, classes):
+    features, labels, bank, _, _ = problem(seed, (4, 4), keys=classes, classes=classes)
+    labels, key_labels = labels.clamp_min(0), torch.arange(classes)
     twice = torch.cat([bank, bank]), torch.cat([key_labels, key_labels])
     once = voxel_contrast(features, labels, bank, key_labels)
     torch.testing.assert_close(voxel_contrast(features, labels, *twice), once + math.log(2))
-    # for "negatives" only repeating the positives alone changes nothing
-    loss = {
-        keys: voxel_contrast(features, 0 * labels, *pair, denominator="negatives")
-        for keys, pair in {
-            "once": (bank, key_labels),
-            "positives twice": (
-                torch.cat([bank, bank[key_labels == 0]]),
-                torch.cat([key_labels, key_labels[key_labels == 0]]),
-            ),
-        }.items()
-    }
-    torch.testing.assert_close(loss["once"], loss["positives twice"])
+    # one key a class: log(1 + R / e^s) becomes the mean of twice log(1 + 2 R / e^s)
+    once, both = (
+        voxel_contrast(features, labels, *pair, denominator="negatives", reduction="none")
+        for pair in ((bank, key_labels), twice)
+    )
+    torch.testing.assert_close(both.expm1(), 2 * once.expm1())
+
+
+@given(st.integers(0, 2**31), st.integers(2, 5))
+@settings(max_examples=20)
+def test_doubling_more_keys_changes_negatives_by_at_most_log_2_and_positives_alone_change_nothing(seed, classes):
+    features, labels, bank, key_labels, _ = problem(seed, (4, 4), classes=classes)
+
+    def loss(*pair, labels=labels):
+        return voxel_contrast(features, labels, *pair, denominator="negatives", reduction="none")
+
+    once, both = loss(bank, key_labels), loss(torch.cat([bank, bank]), torch.cat([key_labels, key_labels]))
+    assert (both >= once - 1e-12).all()
+    assert (both <= once + math.log(2) + 1e-12).all()
+    own = key_labels == 0
+    more = torch.cat([bank, bank[own]]), torch.cat([key_labels, key_labels[own]])
+    torch.testing.assert_close(loss(*more, labels=0 * labels), loss(bank, key_labels, labels=0 * labels))
+
+
+@DENOMINATORS
+@given(st.integers(0, 2**31))
+@settings(max_examples=10)
+def test_hot_counts_the_keys_and_cold_takes_the_nearest(denominator, seed):
+    features, labels, bank, _, _ = problem(seed, (3, 4), classes=2)
+    labels, key_labels = labels.clamp_min(0), torch.arange(len(bank)) % 2
+
+    def loss(temperature):
+        return voxel_contrast(
+            features, labels, bank, key_labels, temperature=temperature, denominator=denominator, reduction="none"
+        )
+
+    cosine = torch.einsum("me,behw->mbhw", F.normalize(bank, dim=1), F.normalize(features, dim=1))
+    positive = key_labels[:, None, None, None] == labels
+    if denominator == "all":
+        hot = torch.full_like(loss(1.0), math.log(len(bank)))
+        cold = cosine.amax(0) - (cosine * positive).sum(0) / positive.sum(0)
+    else:
+        hot = (~positive).sum(0).double().log1p()
+        gap = cosine.masked_fill(positive, -math.inf).amax(0) - cosine
+        cold = (gap.clamp_min(0) * positive).sum(0) / positive.sum(0)
+    torch.testing.assert_close(loss(1e6), hot, atol=1e-5, rtol=0)
+    torch.testing.assert_close(1e-5 * loss(1e-5), cold, atol=1e-3, rtol=0)
+
+
+@given(st.integers(2, 40), st.floats(0.05, 1.0))
+@settings(max_examples=20)
+def test_negatives_vanish_when_the_classes_are_apart_and_all_stays_at_its_floor(keys, temperature):
+    key_labels = torch.arange(keys) % 2
+    sign = 1.0 - 2.0 * key_labels.double()
+    bank = torch.stack([sign, torch.zeros_like(sign)], 1)
+    features, labels = torch.tensor([[[3.0], [0.0]]], dtype=torch.float64), torch.tensor([[0]])
+    own, others = int((key_labels == 0).sum()), int((key_labels == 1).sum())
+    apart = others * math.exp(-2 / temperature)
+
+    def loss(denominator):
+        return voxel_contrast(features, labels, bank, key_labels, temperature=temperature, denominator=denominator)
+
+    assert loss("negatives").item() == pytest.approx(math.log1p(apart), rel=1e-9)
+    assert loss("all").item() == pytest.approx(math.log(own + apart), rel=1e-9, abs=1e-12)
 
 
 @each
@@ -392,10 +464,11 @@ def test_without_gradient_nothing_is_recorded():
     torch.testing.assert_close(loss, expected.detach())
 
 
-def test_triton_says_why_it_cannot_run():
+def test_triton_says_why_it_cannot_run(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     features, labels, bank, key_labels, _ = problem(16, (4, 4))
-    assert len(reasons(features)) >= 2
-    with pytest.raises(RuntimeError, match=r"no Triton kernel.*not on a GPU"):
+    assert len(reasons(features, bank)) >= 3
+    with pytest.raises(RuntimeError, match=r"not on a GPU.*features is torch.float64.*keys is torch.float64"):
         voxel_contrast(features, labels, bank, key_labels, impl="triton")
 
 
@@ -426,21 +499,57 @@ def test_wrong_arguments_are_named(change, match):
         voxel_contrast(**arguments)
 
 
+def tables(bank, key_labels, labels, setting):
+    keys = key_tables.prepare_keys(
+        bank, key_labels, ignore_index=-1, normalize=setting.get("normalize", True), dtype=bank.dtype
+    )
+    return keys, *key_tables.classify(labels, keys, ignore_index=-1, denominator=setting["denominator"])
+
+
 @each
-def test_slots_left_in_place_as_on_a_device_take_no_part(setting):
-    features, labels, bank, key_labels, _ = problem(17, (40,))
-    rest = {"normalize": setting.get("normalize", True), "ignore_index": -1}
-    arguments = {"temperature": 0.1, **setting, "normalize": rest["normalize"], "denominator": setting["denominator"]}
-    results = []
-    for live in (torch.arange(len(bank)), (key_labels >= 0).nonzero().squeeze(1)):
-        keys = chunked_path.prepare_keys(bank[live], key_labels[live], dtype=torch.float64, **rest)
-        classes, counted = chunked_path.classify(labels, keys, ignore_index=-1, denominator=setting["denominator"])
-        losses, by_features, by_keys = chunked_path.contrast(
-            features, classes, counted, keys, scale=counted.double(), **arguments
-        )
-        results.append((losses, counted, by_features, torch.zeros_like(bank).index_copy(0, live, by_keys)))
-    for with_slots, without in zip(*results):
-        torch.testing.assert_close(with_slots, without)
+@pytest.mark.parametrize("classes", [1, 3])
+def test_masks_with_slots_left_in_place_as_on_a_device_give_the_same(setting, classes):
+    features, labels, bank, key_labels, weight = problem(17, (140,), classes=classes)
+    arguments = {"temperature": 0.1, "normalize": True, **setting}
+    live = (key_labels >= 0).nonzero().squeeze(1)
+    keys, own_classes, counted = tables(bank, key_labels, labels, setting)
+    scale = weight * counted
+    ours = masked.contrast(features, own_classes, counted, keys, scale=scale, **arguments)
+    packed, packed_classes, packed_counted = tables(bank[live], key_labels[live], labels, setting)
+    assert torch.equal(counted, packed_counted)
+    losses, by_features, by_keys = chunked.contrast(
+        features, packed_classes, packed_counted, packed, scale=scale, **arguments
+    )
+    for own, expected in zip(ours, (losses, by_features, torch.zeros_like(bank).index_copy(0, live, by_keys))):
+        torch.testing.assert_close(own, expected, atol=1e-10, rtol=1e-9)
+
+
+@DENOMINATORS
+@given(st.integers(0, 2**31), st.integers(1, 5))
+@settings(max_examples=20)
+def test_classes_found_as_on_a_device_are_the_same(denominator, seed, classes):
+    _, labels, bank, key_labels, _ = problem(seed, (30,), keys=6, classes=classes)
+    keys, own_classes, counted = tables(bank, key_labels, labels, {"denominator": denominator})
+    countable = (keys.counts > 0) & ((denominator == "all") | (keys.counts < keys.counts.sum()))
+    others, found = key_tables._search(labels, keys, countable)
+    assert torch.equal(counted, found & (labels >= 0))
+    assert torch.equal(own_classes[counted].long(), others[counted])
+
+
+@each
+def test_without_the_gradient_of_the_keys_the_rest_is_the_same(setting):
+    features, labels, bank, key_labels, weight = problem(19, (140,))
+    live = key_labels >= 0
+    keys, classes, counted = tables(bank[live], key_labels[live], labels, setting)
+    arguments = {"temperature": 0.1, "normalize": True, **setting, "scale": weight * counted}
+    full, without = (
+        chunked.contrast(features, classes, counted, keys, with_keys=with_keys, **arguments)
+        for with_keys in (True, False)
+    )
+    assert full[2].any()
+    assert not without[2].any()
+    for own, expected in zip(without[:2], full):
+        torch.testing.assert_close(own, expected, atol=0, rtol=0)
 
 
 @pytest.mark.gpu
