@@ -37,8 +37,13 @@ class Batch:
         """Labelled and weak unlabelled images in one `(L + U, C, *S)` tensor, so that BatchNorm sees one batch."""
         return torch.cat([self.labelled, self.unlabelled])
 
+    @property
+    def student_images(self) -> Tensor:
+        """`images` with the first strong view of the unlabelled volumes, if there is one, instead of the weak one."""
+        return torch.cat([self.labelled, self.strong[0] if self.strong else self.unlabelled])
+
     def split(self, output: T) -> tuple[T, T]:
-        """Split a tensor or `NetOutput` over `images` into its labelled and unlabelled part."""
+        """Split a tensor or `NetOutput` over `images` or `student_images` into its labelled and unlabelled part."""
         count = len(self.labelled)
         return output[:count], output[count:]  # type: ignore[index]
 

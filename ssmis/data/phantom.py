@@ -16,7 +16,7 @@ from ssmis.data.la import FILE, FOLDER, write_la
 from ssmis.data.sampling import batch_key
 from ssmis.data.shapes import ellipsoid, paint, scan, smooth_noise, tube
 
-VERSION = 1  # of what a seed gives; raised when that changes
+VERSION = 2  # of what a seed gives; raised when that changes
 SETTINGS = "phantoms.json"
 
 # Places in units of the shortest axis' half length: right-left, front-back, foot-head, all in the heart's own frame.
@@ -160,9 +160,9 @@ def _tissue(
     near = blood - wall  # neighbours keep a wall's distance from the atrium
     # Mean intensity of each tissue; blood keeps some distance from muscle, and that is all one can count on.
     bright = random.uniform(0.6, 1.0)
-    muscle = bright - random.uniform(0.2, 0.45)
+    muscle = bright - random.uniform(0.12, 0.5)
     air = random.uniform(0.0, 0.15)
-    fat = random.uniform(0.3, 1.1)
+    fat = random.uniform(0.2, 1.4)
     chest = ellipsoid(body, (0, 0.05, 0), (1.25, 1.02, 4.0))
     sac = ellipsoid(heart, (0.02, -0.22, 0), (0.86, 0.78, 0.95))
     image = torch.full(tuple(size), air)
@@ -174,7 +174,7 @@ def _tissue(
     image = paint(image, sac.abs() - 0.03, fat * random.uniform(0.4, 1.0))
     image = paint(image, near, muscle)
     for organ in neighbours:
-        image = paint(image, torch.maximum(organ, -near), bright + random.normal(0, 0.06))
+        image = paint(image, torch.maximum(organ, -near), bright + random.normal(0, 0.10))
     scar = smooth_noise(random, size, 8) > random.uniform(0.4, 1.2)  # patches of wall that take up contrast agent
     image = torch.where(scar & (near < 0), torch.tensor(bright * random.uniform(0.7, 1.2)), image)
     image = paint(image, blood, bright)

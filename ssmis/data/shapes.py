@@ -43,7 +43,7 @@ def smooth_noise(random: np.random.Generator, size: Sequence[int], knots: int) -
 def scan(image: Tensor, random: np.random.Generator) -> Tensor:
     """Bias field, blur, gamma, noise and scale of one scanner."""
     size = image.shape
-    image = image.clamp_min(0) * (smooth_noise(random, size, 3) * random.uniform(0.05, 0.35)).exp()
+    image = image.clamp_min(0) * (smooth_noise(random, size, 3) * random.uniform(0.05, 0.6)).exp()
     width = random.uniform(0.35, 0.9)
     kernel = torch.exp(-0.5 * (torch.arange(-2, 3) / width) ** 2)
     kernel = kernel / kernel.sum()
@@ -53,8 +53,8 @@ def scan(image: Tensor, random: np.random.Generator) -> Tensor:
         shape[2 + axis] = 5
         volume = F.conv3d(volume, kernel.reshape(shape))
     image = volume[0, 0]
-    image = (image / image.max()).pow(float(np.exp(random.uniform(np.log(0.6), np.log(1.7)))))
+    image = (image / image.max()).pow(float(np.exp(random.uniform(np.log(0.5), np.log(2.0)))))
     # The magnitude of a complex signal: noise is Rician, and never negative in the dark.
-    noise = torch.from_numpy(random.standard_normal((2, *size), dtype=np.float32)) * random.uniform(0.02, 0.10)
+    noise = torch.from_numpy(random.standard_normal((2, *size), dtype=np.float32)) * random.uniform(0.02, 0.15)
     image = ((image + noise[0]) ** 2 + noise[1] ** 2).sqrt()
     return (image - image.mean()) / image.std(correction=0)

@@ -23,6 +23,7 @@ from ssmis.losses import (
 )
 from ssmis.losses.cross_pseudo import Targets
 from ssmis.memory import Bank, sample_per_class, sample_voxels, volume_weight
+from ssmis.nets import EMA
 from ssmis.nets.output import NetOutput
 from ssmis.recipes._nets import two_nets
 from ssmis.recipes.base import Recipe, Terms
@@ -45,6 +46,9 @@ class DualUncertaintyConfig:
         rectified_weight: of the cross pseudo supervision with KL weight.
         rectified_into: "both" nets learn from each other, or only the "first" or "second" from the other.
         rectified_on: "unlabelled" volumes, or "all".
+        teacher: what makes the pseudo-labels of a net, and their entropy: its "peer" on the same view, or "average":
+            the mean of the moving averages of both nets, on the weak view.
+        teacher_decay: of the moving averages.
         detach_weight: treat the KL weight as a constant; None: only for more than 4 classes.
         targets: "hard" pseudo-labels, or "soft" ones, in the rectified and filtered terms.
         sharpen_temperature: of soft targets; None: their default.
@@ -74,6 +78,8 @@ class DualUncertaintyConfig:
     rectified_weight: float = 1.0
     rectified_into: str = "both"
     rectified_on: str = "unlabelled"
+    teacher: str = "peer"
+    teacher_decay: float = 0.99
     detach_weight: bool | None = None
     targets: Targets = "hard"
     sharpen_temperature: float | None = None
@@ -101,11 +107,19 @@ class DualUncertaintyConfig:
         check_choice(self.disagreement_into, ("both", "first", "second"), name="disagreement_into")
         check_choice(self.rectified_into, ("both", "first", "second"), name="rectified_into")
         check_choice(self.rectified_on, ("unlabelled", "all"), name="rectified_on")
+        check_choice(self.teacher, ("peer", "average"), name="teacher")
+        if self.teacher == "average" and self.rectified_on == "all":
+            raise ValueError(
+                "rectified_on is 'all' with teacher 'average', which sees unlabelled volumes; expected 'peer'"
+            )
 
 
 PRESETS = {
     "paper": DualUncertaintyConfig(),
     "balanced": DualUncertaintyConfig(filter_scope="class", pseudo_dice_weight=1.0),
+    "averaged": DualUncertaintyConfig(
+        filter_scope="class", pseudo_dice_weight=1.0, teacher="average", targets="soft", disagreement_weight=1.0
+    ),
     "public_code": DualUncertaintyConfig(
         disagreement_into="second",
         rectified_into="first",
@@ -131,8 +145,9 @@ class DualUncertainty(Recipe):
     Args:
         nets: name -> net, two; default: ResNet-34 encoder-decoder and V-Net of width 16.
         preset: "paper" (the description, every term alive), "balanced" (the same, and foreground does not shrink: the
-            filter ranks within each class, soft Dice joins the pseudo-label terms) or "public_code" (what the release
-            effectively optimises).
+            filter ranks within each class, soft Dice joins the pseudo-label terms), "averaged" (balanced; moving
+            averages of the nets give soft pseudo-labels, and the disagreement has weight 1) or "public_code" (what the
+            release effectively optimises).
         predict_with: names of the nets averaged in `predict`; default: both.
         overrides: fields of `DualUncertaintyConfig`.
 
@@ -158,20 +173,25 @@ class DualUncertainty(Recipe):
                 classes, channels = feature_space(name, net)
                 self.banks[name] = BANKS.create(c.bank, classes=classes, channels=channels, **own.get(c.bank, {}))
         self._candidates: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        self.teachers = nn.ModuleDict()
+        if c.teacher == "average":
+            self.teachers.update({name: EMA(net, decay=c.teacher_decay) for name, net in self.students.items()})
 
     def forward(self, batch: Batch, progress: float) -> Terms:
         """Terms `supervised`, `disagreement`, `rectified`, `filtered`, `cosine` and `contrast`, each `/<net>`."""
         if len(batch.unlabelled) == 0:
             raise ValueError("the batch has no unlabelled volumes; dual_uncertainty needs some in every batch")
-        c, images = self.config, batch.images
+        c, images = self.config, batch.student_images
         ramp = gaussian_ramp(progress, end=c.ramp_end) if c.ramp_end > 0 else 1.0
         outputs = {name: net(images) for name, net in self.students.items()}
-        labelled, unlabelled, keep = {}, {}, {}
+        labelled, unlabelled = {}, {}
         for name, output in outputs.items():
             labelled[name], unlabelled[name] = batch.split(output)
-            keep[name] = lowest_entropy(
-                unlabelled[name].logits, c.keep_fraction, scope=c.filter_scope, valid=batch.valid
-            )
+        judged = self._judged(batch, unlabelled)
+        keep = {
+            name: lowest_entropy(logits, c.keep_fraction, scope=c.filter_scope, valid=batch.valid)
+            for name, logits in judged.items()
+        }
         everything = c.rectified_on == "all"
         everywhere = torch.cat([batch.labels >= 0, valid_voxels(batch)]) if everything else batch.valid
         targets: dict[str, Any] = {
@@ -183,7 +203,7 @@ class DualUncertainty(Recipe):
         terms = Terms()
         for name, peer in ((first, second), (second, first)):
             own_l, peer_l = labelled[name].logits, labelled[peer].logits
-            own_u, peer_u = unlabelled[name].logits, unlabelled[peer].logits
+            own_u, peer_u = unlabelled[name].logits, judged[peer]
 
             def add(term: str, value: Tensor, weight: float, name: str = name) -> None:
                 terms.add(f"{term}/{name}", value, weight, reaches=[name])
@@ -199,7 +219,7 @@ class DualUncertainty(Recipe):
                 )
                 add("disagreement", gap, c.disagreement_weight)
             if c.rectified_weight > 0 and c.rectified_into in ("both", place):
-                own, other = (outputs[n].logits if everything else unlabelled[n].logits for n in (name, peer))
+                own, other = (outputs[name].logits, outputs[peer].logits) if everything else (own_u, peer_u)
                 rectified = kl_rectified_ce(own, other, detach_weight=c.detach_weight, mask=everywhere, **targets)
                 add("rectified", rectified, c.rectified_weight * ramp)
             if c.filtered_weight > 0:
@@ -209,7 +229,7 @@ class DualUncertainty(Recipe):
                 dice = soft_dice(own_u, peer_u.detach().argmax(1), mask=batch.valid, reduction=c.reduction)
                 add("pseudo_dice", dice, c.pseudo_dice_weight * ramp)
             if c.cosine_weight > 0:
-                cosine = cosine_consistency(own_u, peer_u, mask=batch.valid, reduction=c.reduction)
+                cosine = cosine_consistency(own_u, unlabelled[peer].logits, mask=batch.valid, reduction=c.reduction)
                 add("cosine", cosine, c.cosine_weight * ramp)
             if c.contrast_weight > 0:
                 contrast, stats = self._contrast(batch, name, outputs[name], peer_u, keep[peer])
@@ -223,11 +243,22 @@ class DualUncertainty(Recipe):
         self._candidates = {name: [] for name in self.banks}
 
     def after_step(self, progress: float) -> None:
-        """Write the collected candidates into the banks."""
+        """Write the collected candidates into the banks and move the averages."""
+        for name, teacher in self.teachers.items():
+            cast(EMA, teacher).update(self.students[name])
         for name, bank in self.banks.items():
             for vectors, labels in self._candidates.get(name, []):
                 cast(Bank, bank).write(vectors, labels)
         self.begin_step()
+
+    def _judged(self, batch: Batch, unlabelled: Mapping[str, NetOutput]) -> dict[str, Tensor]:
+        """Logits of the pseudo-labels that each net, or the averages in its place, gives to its peer."""
+        if not self.teachers:
+            return {name: output.logits for name, output in unlabelled.items()}
+        with torch.no_grad():
+            probs = [teacher(batch.unlabelled).logits.float().softmax(1) for teacher in self.teachers.values()]
+        mean = torch.stack(probs).mean(0).clamp_min(torch.finfo(torch.float32).tiny).log()
+        return dict.fromkeys(self.students, mean)
 
     def _contrast(
         self, batch: Batch, name: str, output: NetOutput, peer_logits: Tensor, kept_by_peer: Tensor

@@ -56,8 +56,7 @@ class MeanTeacher(Recipe):
 
     def forward(self, batch: Batch, progress: float) -> Terms:
         """Terms `supervised/<net>` and `consistency/<net>`."""
-        view = batch.strong[0] if batch.strong else batch.unlabelled
-        output = self.students[self.name](torch.cat([batch.labelled, view]))
+        output = self.students[self.name](batch.student_images)
         labelled, unlabelled = batch.split(output.logits)
         with torch.no_grad():
             noisy = batch.unlabelled + self.noise * torch.randn_like(batch.unlabelled)

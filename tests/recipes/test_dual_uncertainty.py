@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from recipes.small import gradients, small_batch, small_nets
 
 from ssmis.data import Batch
+from ssmis.losses import soft_dice
 from ssmis.recipes import DualUncertainty
 from ssmis.recipes.dual_uncertainty import PRESETS
 
@@ -65,6 +66,63 @@ def test_balanced_differs_from_paper_in_what_keeps_the_foreground():
         found = gradients(terms[f"pseudo_dice/{net}"].value, recipe)
         assert found.pop(net) > 0
         assert set(found.values()) == {0.0}
+
+
+def test_averaged_differs_from_balanced_in_its_teacher():
+    balanced, averaged = vars(PRESETS["balanced"]), vars(PRESETS["averaged"])
+    assert {name: averaged[name] for name in balanced if balanced[name] != averaged[name]} == {
+        "teacher": "average",
+        "targets": "soft",
+        "disagreement_weight": 1.0,
+    }
+
+
+def test_averages_judge_the_weak_view_and_the_nets_see_the_strong_one():
+    recipe = DualUncertainty(small_nets(), preset="averaged")
+    batch = small_batch(3)
+    seen = {"student": [], "teacher": []}
+    for kind, nets in (("student", recipe.students), ("teacher", recipe.teachers)):
+        for net in nets.values():
+            net.register_forward_pre_hook(lambda _, images, kind=kind: seen[kind].append(images[0]))
+    recipe(dataclasses.replace(batch, strong=(batch.unlabelled + 1,)), 1.0)
+    assert [len(images) for images in seen.values()] == [2, 2]
+    for images in seen["student"]:
+        assert torch.equal(images, torch.cat([batch.labelled, batch.unlabelled + 1]))
+    for images in seen["teacher"]:
+        assert torch.equal(images, batch.unlabelled)
+
+
+def test_both_nets_learn_from_the_mean_of_the_averages():
+    recipe = DualUncertainty(small_nets(), preset="averaged", contrast_weight=0.0, filtered_weight=0.0)
+    batch = small_batch(4)
+    terms = recipe(batch, 1.0)
+    with torch.no_grad():
+        mean = sum(teacher(batch.unlabelled).logits.softmax(1) for teacher in recipe.teachers.values()) / 2
+    torch.manual_seed(0)
+    for name, net in recipe.students.items():
+        own = batch.split(net(batch.images).logits)[1]
+        expected = soft_dice(own, mean.argmax(1))
+        torch.testing.assert_close(terms[f"pseudo_dice/{name}"].value, expected)
+        assert gradients(terms[f"rectified/{name}"].value, recipe)[name] > 0
+    assert not any(parameter.requires_grad for parameter in recipe.teachers.parameters())
+
+
+def test_averages_move_with_applied_steps_only():
+    recipe = DualUncertainty(small_nets(), preset="averaged")
+    before = {name: value.clone() for name, value in recipe.teachers.state_dict().items()}
+    for net in recipe.students.values():
+        net.head.conv.weight.data.add_(1)
+    recipe.begin_step()
+    recipe(small_batch(), 0.5)
+    assert all(torch.equal(value, before[name]) for name, value in recipe.teachers.state_dict().items())
+    recipe.after_step(0.5)
+    moved = [name for name, value in recipe.teachers.state_dict().items() if not torch.equal(value, before[name])]
+    assert any("head.conv.weight" in name for name in moved)
+
+
+def test_averages_cannot_teach_labelled_volumes():
+    with pytest.raises(ValueError, match="rectified_on is 'all' with teacher 'average'"):
+        DualUncertainty(small_nets(), preset="averaged", rectified_on="all")
 
 
 def test_unlabelled_terms_ramp_up():
@@ -146,7 +204,7 @@ def test_batch_has_no_place_for_unlabelled_labels():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"preset": "papre"}, "preset is 'papre'; expected one of 'paper', 'balanced', 'public_code'"),
+        ({"preset": "papre"}, "preset is 'papre'; expected one of 'paper', 'balanced', 'averaged', 'public_code'"),
         ({"rectified_into": "vnet"}, "rectified_into is 'vnet'"),
         ({"filtered_weight": -1.0}, r"filtered_weight is -1\.0"),
         ({"bank": "lifo"}, "unknown bank 'lifo'; did you mean 'fifo'"),
