@@ -47,7 +47,7 @@ def main() -> None:
     protocol = replace(protocol, fit=settings)
 
     if args.data is None:
-        counts = {"labelled": 4, "unlabelled": 36, "test": 12}
+        counts = {"labelled": 4, "unlabelled": 36, "test": 24}
         args.data = write_phantoms(args.out / "phantoms", **counts, size=protocol.patch, seed=args.seed)
         args.test = args.test or "test.list"
     count = args.labelled if args.labelled is not None else 4 if name == "phantom" else 8

@@ -7,7 +7,10 @@ from ssmis.data.batches import BatchMaker
 from ssmis.data.cache import Cache, Entry
 from ssmis.data.cases import Case, DataError, Split, Volume, check_no_overlap, check_volume
 from ssmis.data.crop import Crop, CropPicker, crop_volume
+from ssmis.data.families import FAMILIES, Family, family_of
+from ssmis.data.fingerprint import Fingerprint, array_digest
 from ssmis.data.geometry import Geometry, affine, affine_matrices
+from ssmis.data.held_out import HeldOut, HeldOutError
 from ssmis.data.intensity import (
     add_noise,
     adjust_brightness,
@@ -22,8 +25,10 @@ from ssmis.data.phantom import atrium_phantom, write_phantoms
 from ssmis.data.prefetch import Prefetch
 from ssmis.data.resample import area_downsample, majority_downsample, scaled_size, upsample_probs
 from ssmis.data.sampling import TwoStreamSampler, batch_key
+from ssmis.data.verify import Finding, Report, verify
 
 __all__ = [
+    "FAMILIES",
     "Augment",
     "Batch",
     "BatchMaker",
@@ -33,9 +38,15 @@ __all__ = [
     "CropPicker",
     "DataError",
     "Entry",
+    "Family",
+    "Finding",
+    "Fingerprint",
     "Geometry",
+    "HeldOut",
+    "HeldOutError",
     "Intensity",
     "Prefetch",
+    "Report",
     "Split",
     "TwoStreamSampler",
     "Volume",
@@ -46,6 +57,7 @@ __all__ = [
     "affine",
     "affine_matrices",
     "area_downsample",
+    "array_digest",
     "atrium_phantom",
     "batch_key",
     "bias_field",
@@ -53,6 +65,7 @@ __all__ = [
     "check_volume",
     "coarse_field",
     "crop_volume",
+    "family_of",
     "find_la",
     "gaussian_blur",
     "la_cases",
@@ -62,6 +75,7 @@ __all__ = [
     "read_list",
     "scaled_size",
     "upsample_probs",
+    "verify",
     "write_la",
     "write_phantoms",
 ]

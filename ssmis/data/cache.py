@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from ssmis.data.cases import Case, DataError, Volume
+from ssmis.data.held_out import check_open
 from ssmis.data.la import load_la
 from ssmis.data.resample import area_downsample, majority_downsample, scaled_size
 
@@ -69,7 +70,7 @@ class Cache(Mapping[str, Entry]):
             progress: wraps the iterable of cases, for example `tqdm`.
 
         Raises:
-            DataError: from `load`, or two cases have one id.
+            DataError: from `load`, two cases have one id, or a case is held out of a training that runs.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -80,6 +81,7 @@ class Cache(Mapping[str, Entry]):
         for case in cases if progress is None else progress(cases):
             if case.id in known:
                 raise DataError(f"{case.image}: case {case.id!r} is already cached from {known[case.id].image}")
+            check_open(case)
             known[case.id] = case
             stem = folder / _stem(case, scale)
             entry = _open(stem, labelled=case.labelled)
@@ -94,6 +96,7 @@ class Cache(Mapping[str, Entry]):
     def __getitem__(self, case: str) -> Entry:
         if case not in self._entries:
             raise KeyError(f"case {case!r} is not in the cache of {len(self)} cases")
+        check_open(self.cases[case])
         return self._entries[case]
 
     def __iter__(self) -> Iterator[str]:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ssmis._optional import require
 from ssmis.data.cases import Case, DataError, Split, Volume, check_no_overlap, check_volume
+from ssmis.data.held_out import check_open
 
 FOLDER = "2018LA_Seg_Training Set"
 FILE = "mri_norm2.h5"
@@ -85,8 +86,9 @@ def load_la(case: Case, *, with_label: bool = True, classes: int = 2) -> Volume:
 
     Raises:
         DataError: unreadable file (the cause is chained), a data set that is missing, empty or not of numbers, NaN,
-            shapes or label values that do not fit.
+            shapes or label values that do not fit; or the case is held out of a training that runs (`HeldOutError`).
     """
+    check_open(case)
     h5py = require("h5py", extra="medical", purpose="reading LA volumes")
     label = None
     try:

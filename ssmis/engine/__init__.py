@@ -8,8 +8,11 @@ from ssmis.engine.fit import FitResult, fit
 from ssmis.engine.guard import DeadTermError, TermGuard
 from ssmis.engine.infer import Predictor
 from ssmis.engine.postprocess import largest_component
-from ssmis.engine.protocol import PROTOCOLS, Protocol
+from ssmis.engine.protocol import Protocol
+from ssmis.engine.protocols import PROTOCOLS
 from ssmis.engine.quality import PseudoLabelQuality
+from ssmis.engine.record import write_evaluation
+from ssmis.engine.slices import SlicePredictor
 
 __all__ = [
     "PROTOCOLS",
@@ -21,10 +24,12 @@ __all__ = [
     "Predictor",
     "Protocol",
     "PseudoLabelQuality",
+    "SlicePredictor",
     "TermGuard",
     "evaluate",
     "fit",
     "largest_component",
     "load_checkpoint",
     "save_checkpoint",
+    "write_evaluation",
 ]

@@ -3,39 +3,64 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ssmis.data import Case, DataError, Volume, load_la
-from ssmis.engine.infer import Predictor
-from ssmis.metrics import CaseScore, evaluate_case
+from ssmis.engine.postprocess import largest_component
+from ssmis.metrics import Calibration, CaseScore, Convention, calibration, evaluate_case
+from ssmis.recipes.base import Prediction
+
+
+class Predicts(Protocol):
+    """Whatever predicts a volume `(C, *S)`, such as a `Predictor`."""
+
+    def predict(self, image: NDArray[Any], /) -> Prediction:
+        """Return a `Prediction` without the batch axis."""
 
 
 @dataclass(frozen=True)
 class CaseResult:
-    """A scored case: its scores, one a foreground class, and the predicted labels `(*S)`."""
+    """A scored case.
+
+    Attributes:
+        case: its id.
+        scores: one a foreground class, of the prediction as it is.
+        prediction: labels `(*S)`.
+        calibration: of the probabilities.
+        largest: scores with only the largest component of each class kept; empty if not asked for.
+    """
 
     case: str
     scores: tuple[CaseScore, ...]
     prediction: NDArray[Any]
+    calibration: Calibration
+    largest: tuple[CaseScore, ...] = ()
 
 
 def evaluate(
-    predictor: Predictor,
+    predictor: Predicts,
     cases: Iterable[Case],
     *,
     classes: Sequence[int] = (1,),
     load: Callable[..., Volume] = load_la,
+    convention: Convention = "default",
+    largest: bool = False,
+    foreground_margin: int | None = None,
 ) -> list[CaseResult]:
-    """Predict each case by sliding window and score the argmax against its label.
+    """Predict each case by sliding window, score the argmax against its label, and measure the calibration.
 
     Args:
         predictor: of the trained recipe.
         cases: labelled cases.
         classes: the foreground classes to score.
         load: `load(case) -> Volume`.
+        convention: of the distances, see `ssmis.metrics.surface_distances`.
+        largest: score a second time with only the largest component of each class kept, see `largest_component`.
+        foreground_margin: of the calibration: None is over the whole image, see `ssmis.metrics.calibration`.
 
     Raises:
         DataError: a case has no label.
@@ -43,9 +68,22 @@ def evaluate(
     results = []
     for case in cases:
         volume = load(case)
-        if volume.label is None:
+        label = volume.label
+        if label is None:
             raise DataError(f"{case.image}: case {case.id!r} has no label to evaluate against")
-        predicted = predictor.predict(volume.image).probs.argmax(0).cpu().numpy().astype(np.uint8)
-        scores = evaluate_case(predicted, volume.label, classes=classes, spacing_mm=volume.spacing_mm, case=case.id)
-        results.append(CaseResult(case.id, tuple(scores), predicted))
+        probs = predictor.predict(volume.image).probs
+        predicted = probs.argmax(0).cpu().numpy().astype(np.uint8)
+        masks = [predicted]
+        if largest:
+            masks.append(largest_component(torch.from_numpy(predicted), classes=classes).numpy())
+        scores = [
+            tuple(
+                evaluate_case(
+                    mask, label, classes=classes, spacing_mm=volume.spacing_mm, convention=convention, case=case.id
+                )
+            )
+            for mask in masks
+        ]
+        confidence = calibration(probs.float(), label, foreground_margin=foreground_margin)
+        results.append(CaseResult(case.id, scores[0], predicted, confidence, *scores[1:]))
     return results

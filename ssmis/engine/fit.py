@@ -13,6 +13,8 @@ import torch
 from torch import nn
 
 from ssmis.data.batch import Batch
+from ssmis.data.cases import Case
+from ssmis.data.held_out import HeldOut
 from ssmis.data.prefetch import Prefetch
 from ssmis.engine.checkpoint import load_checkpoint, save_checkpoint
 from ssmis.engine.config import FitConfig
@@ -54,15 +56,16 @@ def fit(
     out: Path | str,
     resume: bool = False,
     facts: Mapping[str, Any] | None = None,
+    held_out: Sequence[Case] = (),
     callbacks: Sequence[Callback] = (),
     progress: bool = True,
 ) -> FitResult:
     """Train a recipe.
 
     Writes into `out`: `metrics.csv` (a row a step: loss, terms, weights, learning rate, gradient norm), `quality.csv`
-    (what the callbacks return), `protocol.json` (settings and `facts`), `env.json` and `checkpoints/last.pt`
-    (everything, atomic). Ctrl-C finishes the step, writes the checkpoint and raises KeyboardInterrupt; a second one
-    does not wait for the step.
+    (what the callbacks return), `protocol.json` (settings, `facts`, nets that predict, versions), `env.json` and
+    `checkpoints/last.pt` (everything, atomic). Ctrl-C finishes the step, writes the checkpoint and raises
+    KeyboardInterrupt; a second one does not wait for the step.
 
     Args:
         recipe: the method, on any device.
@@ -72,6 +75,7 @@ def fit(
         resume: continue from `checkpoints/last.pt` if it is there; else a folder that holds one is refused.
         facts: what else the run depends on (case lists, patch, preset), of JSON types; stored, and a resumed run must
             have the same.
+        held_out: test cases; while this runs, reading one of them is an error, in callbacks too (see `HeldOut`).
         callbacks: called as `callback(step, recipe)` every `callback_every` steps and at the end, in eval mode and
             with the averaged students if there are any; their numbers go to `quality.csv`.
         progress: show a bar with losses and time left.
@@ -79,10 +83,11 @@ def fit(
     Raises:
         FileExistsError: `out` holds a checkpoint and `resume` is false, or another process trains in `out`.
         ValueError: the checkpoint was made with other settings or facts.
+        HeldOutError: something read a case of `held_out`.
         DeadTermError: a term does not train what it should.
         FloatingPointError: `max_skipped` steps in a row had a loss or gradient that was not finite.
     """
-    with locked(Path(out)):
+    with locked(Path(out)), HeldOut(held_out) as closed:
         run = _Run(recipe, config, Path(out), facts=facts or {}, resume=resume)
         try:
             with interruptible() as interrupted, progress_bar(config.steps, run.step, show=progress) as bar:
@@ -90,6 +95,7 @@ def fit(
                     run.enter_stage()  # before its batches are made: a stage may change what is sampled
                     with Prefetch(batches, run.step, stage_end) as stream:
                         for batch in stream:
+                            closed.check_ids(batch.cases)
                             terms = run.train_step(batch)
                             bar(run.step, terms)
                             if run.step % config.callback_every == 0 or run.step == config.steps:
@@ -128,8 +134,10 @@ class _Run:
                 raise FileExistsError(f"{out} holds a run already; resume it, or choose another folder")
             self._load()
         self.last.parent.mkdir(parents=True, exist_ok=True)
-        (out / "protocol.json").write_text(json.dumps(self.settings, indent=1))
-        (out / "env.json").write_text(json.dumps(environment(), indent=1))
+        env = environment()
+        record = {**self.settings, "nets": list(recipe.deployed()), "versions": env["packages"]}
+        (out / "protocol.json").write_text(json.dumps(record, indent=1))
+        (out / "env.json").write_text(json.dumps(env, indent=1))
         self.log = CsvLog(out / "metrics.csv", keep_below=self.step)
         self.quality = CsvLog(out / "quality.csv", keep_below=self.step)
         reset_peak_memory(self.device)

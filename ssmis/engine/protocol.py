@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a run is done: grid, patches, batches, augmentation, optimisation and inference, under a name."""
+"""How a run is done: grid, patches, batches, augmentation, optimisation, inference and scoring, under a name."""
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ssmis.data import Augment, BatchMaker, Cache, Case, TwoStreamSampler
+from ssmis.data import FAMILIES, Augment, BatchMaker, Cache, Case, Intensity, TwoStreamSampler, Volume, load_la
 from ssmis.engine.config import FitConfig
+from ssmis.engine.evaluate import CaseResult, evaluate
 from ssmis.engine.infer import Predictor
+from ssmis.engine.record import list_facts, write_evaluation
 from ssmis.engine.runtime import pick_precision
+from ssmis.engine.slices import SlicePredictor, resize_slice
 from ssmis.engine.windows import Blending
+from ssmis.metrics import Convention
 from ssmis.recipes import Recipe
 
 
@@ -29,11 +32,20 @@ class Protocol:
         labelled_per_batch: labelled volumes a step.
         unlabelled_per_batch: unlabelled volumes a step of a semi-supervised row.
         augment: of labelled and unlabelled crops alike, in every row.
+        strong_views: strong views of each unlabelled crop, by `augment`; its weak view then has the same geometry and
+            only slight changes of intensity.
         foreground: share of the labelled crops that are centred on a foreground voxel.
         stride: of the inference windows, in voxels of the training grid.
         blending: "uniform" or "gaussian" weighting of overlapping windows.
         flips: spatial axes flipped in test-time augmentation.
         fit: optimisation.
+        name: of the protocol.
+        family: of lists its data is split by, see `ssmis.data.FAMILIES`; results of two families stand in no table
+            together. Empty for data of your own.
+        resize: size that 2-D slices are brought to before anything else; volumes are then predicted slice by slice.
+        classes: the foreground classes that are scored.
+        convention: of the distances, see `ssmis.metrics.surface_distances`.
+        foreground_margin: of the calibration, see `ssmis.metrics.calibration`.
     """
 
     patch: tuple[int, ...]
@@ -44,15 +56,24 @@ class Protocol:
     labelled_per_batch: int = 2
     unlabelled_per_batch: int = 2
     augment: Augment = field(default_factory=Augment.strong)
+    strong_views: int = 0
     foreground: float = 0.0
     stride: tuple[int, ...] = ()
     blending: Blending = "uniform"
     flips: tuple[int, ...] = ()
     fit: FitConfig = field(default_factory=FitConfig)
+    name: str = ""
+    family: str = ""
+    resize: tuple[int, int] | None = None
+    classes: tuple[int, ...] = (1,)
+    convention: Convention = "default"
+    foreground_margin: int | None = 8
 
     def cache(self, cases: Sequence[Case], folder: Path | str) -> Cache:
         """Decode `cases` once, on this protocol's grid."""
-        return Cache.build(cases, folder, scale=self.scale)
+        if self.resize is not None:
+            folder = Path(folder) / "x".join(map(str, self.resize))
+        return Cache.build(cases, folder, scale=self.scale, load=self._load)
 
     def batches(self, cache: Cache, labelled: Sequence[Case], unlabelled: Sequence[Case] = ()) -> BatchMaker:
         """Return step -> batch; without unlabelled cases the batches are supervised."""
@@ -69,7 +90,9 @@ class Protocol:
             patch=self.patch,
             seed=self.fit.seed,
             labelled_augment=self.augment,
-            unlabelled_augment=self.augment,
+            unlabelled_augment=replace(self.augment, intensity=Intensity()) if self.strong_views else self.augment,
+            strong_views=self.strong_views,
+            strong_augment=self.augment,
             foreground_prob=self.foreground,
         )
 
@@ -80,17 +103,48 @@ class Protocol:
             lists: role in training -> cases.
         """
         settings = asdict(self)
-        del settings["fit"]  # `fit` stores its own
-        facts: dict[str, Any] = {"protocol": settings, "checkpoint": "last"}
-        for role, cases in lists.items():
-            ids = [case.id for case in cases]
-            facts[role] = {"cases": ids, "sha256": hashlib.sha256("\n".join(ids).encode()).hexdigest()}
-        return facts
+        for name in ("fit", *_SCORING):  # `fit` stores its own; how it was scored is stored when it is
+            del settings[name]
+        return {
+            "protocol": settings,
+            "checkpoint": "last",
+            **{role: list_facts(cases, FAMILIES.get(self.family)) for role, cases in lists.items()},
+        }
 
-    def predictor(self, recipe: Recipe) -> Predictor:
+    def score(self, recipe: Recipe, cases: Sequence[Case], out: Path | str) -> list[CaseResult]:
+        """Score a trained recipe by the conventions of this protocol, without and with the largest component alone.
+
+        Writes into `out`: `cases.csv`, `cases_largest.csv` (only the largest component of each class kept),
+        `calibration.csv`, and the entry `evaluation` of `protocol.json`.
+
+        Raises:
+            DataError: a case has no label, or `out` holds no `protocol.json`.
+        """
+        predictor = self.predictor(recipe)
+        results = evaluate(
+            predictor,
+            cases,
+            classes=self.classes,
+            load=self._volume,
+            convention=self.convention,
+            largest=True,
+            foreground_margin=self.foreground_margin,
+        )
+        windows = predictor.predictor if isinstance(predictor, SlicePredictor) else predictor
+        how = {
+            "scored": list_facts(cases, FAMILIES.get(self.family)),
+            "nets": list(recipe.deployed()),
+            "windows": {name: getattr(windows, name) for name in ("patch", "stride", "blending", "flips", "scale")},
+            "resize": self.resize,
+            **{name: getattr(self, name) for name in _SCORING},
+        }
+        write_evaluation(out, results, how)
+        return results
+
+    def predictor(self, recipe: Recipe) -> Predictor | SlicePredictor:
         """Return the sliding-window predictor of a trained recipe."""
         device = next(recipe.parameters()).device
-        return Predictor(
+        windows = Predictor(
             recipe,
             patch=self.patch,
             stride=self.stride or None,
@@ -100,56 +154,14 @@ class Protocol:
             device=device,
             precision=pick_precision(self.fit.precision, device),
         )
+        return windows if self.resize is None else SlicePredictor(windows, self.resize)
+
+    def _volume(self, case: Case, *, with_label: bool = True) -> Volume:
+        return load_la(case, with_label=with_label, classes=max(self.classes) + 1)
+
+    def _load(self, case: Case, *, with_label: bool = True) -> Volume:
+        volume = self._volume(case, with_label=with_label)
+        return volume if self.resize is None else resize_slice(volume, self.resize)
 
 
-# Atria lie the same way in every scan: small rotations instead of mirrors and quarter turns, intensity above all.
-UPRIGHT = replace(Augment.strong(), flip_axes=(), rot90=False, affine_probability=0.5)
-
-PROTOCOLS: Mapping[str, Protocol] = {
-    # the public code of the dual-network authors: random crop only, SGD, steps of a factor of ten
-    "paper": Protocol(
-        patch=(112, 112, 80),
-        augment=Augment.none(),
-        stride=(18, 18, 4),
-    ),
-    # the same method at half resolution, sized for two CPU cores
-    "cpu": Protocol(
-        patch=(64, 64, 48),
-        widths=(8, 16, 32, 64, 128),
-        dropout=0.1,
-        preset="balanced",
-        scale=0.5,
-        augment=UPRIGHT,
-        stride=(32, 32, 16),
-        blending="gaussian",
-        fit=FitConfig(
-            steps=3000,
-            optimizer="adamw",
-            learning_rate=2e-3,
-            weight_decay=1e-2,
-            schedule="cosine",
-            warmup=0.02,
-            clip_norm=5.0,
-            ema_decay=0.995,
-        ),
-    ),
-    # atrium-like phantoms of 32 x 32 x 24 voxels, a table in minutes
-    "phantom": Protocol(
-        patch=(32, 32, 24),
-        widths=(8, 16, 32, 64, 64),
-        dropout=0.1,
-        preset="balanced",
-        augment=UPRIGHT,
-        stride=(32, 32, 24),
-        fit=FitConfig(
-            steps=300,
-            optimizer="adamw",
-            learning_rate=3e-3,
-            weight_decay=1e-2,
-            schedule="cosine",
-            warmup=0.02,
-            clip_norm=5.0,
-            ema_decay=0.98,
-        ),
-    ),
-}
+_SCORING = ("classes", "convention", "foreground_margin")

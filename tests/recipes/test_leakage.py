@@ -1,13 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Unlabelled ground truth cannot reach the weights, because nothing reads it."""
+"""Unlabelled ground truth cannot reach the weights, because nothing reads it; held-out cases cannot be opened."""
+
+import threading
+from dataclasses import replace
 
 import h5py
+import pytest
 import torch
-from recipes.small import small_nets
+from recipes.small import small_batch, small_nets
 
-from ssmis.data import Augment, BatchMaker, Cache, TwoStreamSampler, la_split, write_phantoms
-from ssmis.engine import FitConfig, fit
-from ssmis.recipes import DualUncertainty
+from ssmis.data import (
+    Augment,
+    BatchMaker,
+    Cache,
+    HeldOut,
+    HeldOutError,
+    TwoStreamSampler,
+    la_cases,
+    la_split,
+    load_la,
+    write_phantoms,
+)
+from ssmis.engine import FitConfig, evaluate, fit
+from ssmis.recipes import DualUncertainty, Supervised
 
 
 def train(root, out):
@@ -38,3 +53,87 @@ def test_changing_labelled_ground_truth_does_reach_them(tmp_path):
             file["label"][...] = 1 - file["label"][()]
     after = train(root, tmp_path / "after")
     assert any(not torch.equal(value, after[key]) for key, value in before.items())
+
+
+@pytest.fixture(scope="module")
+def with_test(tmp_path_factory):
+    root = write_phantoms(tmp_path_factory.mktemp("data"), labelled=2, unlabelled=1, test=2, size=(20, 20, 18))
+    return root, la_split(root, labelled=2, test="test.list").test
+
+
+def fit_small(out, batches=small_batch, *, held_out=(), callbacks=(), recipe=None):
+    config = FitConfig(steps=2, precision="fp32", callback_every=1)
+    recipe = recipe or Supervised(small_nets(names=("vnet",)))
+    return fit(recipe, batches, config, out=out, held_out=held_out, callbacks=callbacks, progress=False)
+
+
+def assert_open(case):
+    assert load_la(case).label is not None
+
+
+def test_a_recipe_cannot_open_a_test_case(with_test, tmp_path):
+    class Cheat(Supervised):
+        def forward(self, batch, progress):
+            load_la(with_test[1][0])
+            return super().forward(batch, progress)
+
+    with pytest.raises(HeldOutError, match=r"mri_norm2\.h5: case 'phantom_0003' is held out of this training"):
+        fit_small(tmp_path, held_out=with_test[1], recipe=Cheat(small_nets(names=("vnet",))))
+    assert_open(with_test[1][0])  # afterwards it is open again
+    fit_small(tmp_path / "without", recipe=Cheat(small_nets(names=("vnet",))))  # so the guard is what stops it
+
+
+def test_the_thread_that_makes_batches_cannot_either(with_test, tmp_path):
+    cache = Cache.build(with_test[1], tmp_path / "cache")
+    threads = set()
+
+    def batches(step):
+        threads.add(threading.current_thread())
+        _ = cache[with_test[1][1].id].image
+        return small_batch(step)
+
+    with pytest.raises(HeldOutError, match="phantom_0004"):
+        fit_small(tmp_path / "run", batches, held_out=with_test[1])
+    assert threading.main_thread() not in threads
+    with HeldOut(with_test[1]), pytest.raises(HeldOutError):
+        Cache.build(with_test[1], tmp_path / "cache")  # what is decoded already is no way around it
+
+
+def test_a_callback_cannot_score_a_test_case(with_test, tmp_path):
+    def score(step, recipe):
+        return {"dice": evaluate(recipe, with_test[1])[0].scores[0].dice}
+
+    with pytest.raises(HeldOutError):
+        fit_small(tmp_path, held_out=with_test[1], callbacks=[score])
+
+
+def test_a_batch_cannot_hold_a_test_case(with_test, tmp_path):
+    def batches(step):
+        return replace(small_batch(step), cases=("case0", "case1", "case2", with_test[1][0].id))
+
+    with pytest.raises(HeldOutError, match="case 'phantom_0003' is held out of this training, and a batch holds it"):
+        fit_small(tmp_path, batches, held_out=with_test[1])
+
+
+def test_the_file_is_closed_whatever_the_case_is_called(with_test, tmp_path):
+    root, held = with_test
+    (same,) = la_cases(root, [held[0].id])
+    renamed = replace(same, id="other", image=same.image.parent / ".." / same.image.parent.name / same.image.name)
+    link = tmp_path / "link.h5"
+    link.symlink_to(same.image)
+    with HeldOut(held):
+        for case in (same, renamed, replace(same, label=None), replace(same, id="link", image=link, label=None)):
+            with pytest.raises(HeldOutError, match="is held out"):
+                load_la(case)
+        assert_open(la_split(root, labelled=2).labelled[0])
+
+
+def test_guards_nest(with_test):
+    first, second = with_test[1]
+    with HeldOut([first]):
+        with HeldOut([second]), pytest.raises(HeldOutError):
+            load_la(second)
+        assert_open(second)
+        with pytest.raises(HeldOutError):
+            load_la(first)
+    assert_open(first)

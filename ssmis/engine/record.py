@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What stands beside a number: the facts in `protocol.json`, and the scores of cases in files."""
+
+import csv
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ssmis.data import Case, DataError, Family
+from ssmis.engine.evaluate import CaseResult
+from ssmis.engine.runtime import environment
+from ssmis.metrics import write_cases_csv
+
+
+def list_facts(cases: Sequence[Case], family: Family | None = None) -> dict[str, Any]:
+    """Return ids, their SHA-256 (joined by line feeds), and the number of cases and of patients."""
+    ids = [case.id for case in cases]
+    patients = {family.patient_of(case) for case in ids} if family else set(ids)
+    digest = hashlib.sha256("\n".join(ids).encode()).hexdigest()
+    return {"cases": ids, "sha256": digest, "count": len(ids), "patients": len(patients)}
+
+
+def write_evaluation(out: Path | str, results: Sequence[CaseResult], how: Mapping[str, Any]) -> None:
+    """Write the scores into a run folder, and into its `protocol.json` how they came about.
+
+    Args:
+        out: folder of a run.
+        results: from `evaluate`.
+        how: what the scores depend on beside the run itself, of JSON types.
+
+    Raises:
+        DataError: the folder holds no `protocol.json`, or there are no results.
+    """
+    out = Path(out)
+    path = out / "protocol.json"
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such file; the evaluation belongs into the folder that `fit` wrote")
+    if not results:
+        raise DataError("results is empty; expected at least one scored case")
+    scores = [score for result in results for score in result.scores]
+    write_cases_csv(out / "cases.csv", scores)
+    post_processing = ["none"]
+    if largest := [score for result in results for score in result.largest]:
+        write_cases_csv(out / "cases_largest.csv", largest)
+        post_processing.append("largest_component")
+    with (out / "calibration.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["case", "ece", "brier", "voxels"])
+        for result in results:
+            writer.writerow([result.case, result.calibration.ece, result.calibration.brier, result.calibration.n])
+    facts = {
+        **how,
+        "unit": scores[0].unit,
+        "nsd_tolerance": scores[0].nsd_tolerance,
+        "missed": "diagonal",
+        "calibration_bins": len(results[0].calibration.reliability.count),
+        "post_processing": post_processing,
+        "versions": environment()["packages"],
+    }
+    record = json.loads(path.read_text(encoding="utf-8"))
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps({**record, "evaluation": facts}, indent=1), encoding="utf-8")
+    temporary.replace(path)
