@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reports: tables as text and pictures of cases."""
+"""Reports: one HTML file about runs, tables as text, and pictures of cases."""
 
+from ssmis.report.html import write_report
 from ssmis.report.pictures import case_picture
+from ssmis.report.runs import CaseView, ReportRun, pick_cases
 from ssmis.report.tables import format_table
 
-__all__ = ["case_picture", "format_table"]
+__all__ = ["CaseView", "ReportRun", "case_picture", "format_table", "pick_cases", "write_report"]

@@ -2,24 +2,18 @@
 """Pictures of cases: slices with the outlines of the reference and of every method."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import torch
 
 from ssmis._optional import require
+from ssmis.report._cuts import METHOD_COLOURS, Array, ArrayLike, checked_case, checked_spacing, panels
 
-Array = npt.NDArray[Any]
-ArrayLike = Array | torch.Tensor
 Row = tuple[str, ArrayLike, Mapping[str, ArrayLike]]
 
 BACKGROUND, TEXT = "#111317", "#e8e8e8"
 REFERENCE_COLOUR = "#ffffff"
-# Okabe and Ito's colours that stand out on grey: told apart with any colour vision
-METHOD_COLOURS = ("#e69f00", "#56b4e9", "#f0e442", "#cc79a7", "#009e73", "#d55e00")
 
 
 def case_picture(
@@ -50,7 +44,7 @@ def case_picture(
     """
     figure_module = require("matplotlib.figure", extra="medical", purpose="pictures of cases")
     agg = require("matplotlib.backends.backend_agg", extra="medical", purpose="pictures of cases")
-    cases = [_checked(title, image, masks) for title, image, masks in rows]
+    cases = [checked_case(title, image, masks) for title, image, masks in rows]
     if not cases:
         raise ValueError("rows is empty; expected at least one case")
     names = list(dict.fromkeys(name for _, _, masks in cases for name in masks))
@@ -61,17 +55,17 @@ def case_picture(
     drawn = ([reference] if reference in names else []) + methods
     colours[reference] = REFERENCE_COLOUR
 
-    panels = [_panels(image, masks, reference, _spacing(spacing_mm, image.ndim)) for _, image, masks in cases]
+    cuts = [panels(image, masks, reference, checked_spacing(spacing_mm, image.ndim)) for _, image, masks in cases]
     title_inches, legend_inches = 0.32, 0.42
     height = len(cases) * (panel_inches + title_inches) + legend_inches
     width = max(
-        *(panel_inches * sum(panel.shape for panel in row) for row in panels),
+        *(panel_inches * sum(panel.shape for panel in row) for row in cuts),
         *(0.2 + 0.078 * len(title) for title, _, _ in cases),
         sum(0.6 + 0.09 * len(name) for name in drawn),
     )
     figure = figure_module.Figure(figsize=(width, height), dpi=150, facecolor=BACKGROUND)
     agg.FigureCanvasAgg(figure)  # draws without touching the user's backend
-    for index, ((title, image, masks), row) in enumerate(zip(cases, panels)):
+    for index, ((title, image, masks), row) in enumerate(zip(cases, cuts)):
         top = height - index * (panel_inches + title_inches)
         figure.text(0.06 / width, (top - 0.24) / height, title, color=TEXT, fontsize=10, va="baseline")
         bottom, left = top - title_inches - panel_inches + 0.03, 0.03
@@ -93,66 +87,6 @@ def case_picture(
                 axes.text(0.03, 0.03, label, transform=axes.transAxes, color=TEXT, fontsize=7, bbox=box)
     _legend(figure, drawn, colours, reference)
     figure.savefig(path, facecolor=BACKGROUND, format="png")
-
-
-@dataclass(frozen=True)
-class _Panel:
-    """A cut across `axis` at `index` (None: a 2-D image as it is), the aspect of its pixels (height over width) and its
-    shape (width over height, within limits).
-    """
-
-    axis: int | None
-    index: int
-    aspect: float
-    shape: float
-
-    def cut(self, volume: Array) -> Array:
-        return volume if self.axis is None else volume.take(self.index, axis=self.axis)
-
-
-def _panels(image: Array, masks: Mapping[str, Array], reference: str, spacing: tuple[float, ...]) -> list[_Panel]:
-    panels = []
-    for axis, index in _cuts(image, masks, reference):
-        down, across = (other for other in range(image.ndim) if other != axis)
-        shape = image.shape[across] * spacing[across] / (image.shape[down] * spacing[down])
-        panels.append(_Panel(axis, index, spacing[down] / spacing[across], min(max(shape, 0.3), 2.5)))
-    return panels
-
-
-def _checked(title: str, image: ArrayLike, masks: Mapping[str, ArrayLike]) -> tuple[str, Array, dict[str, Array]]:
-    picture = _array(image).astype(np.float32)
-    if picture.ndim not in (2, 3):
-        raise ValueError(f"the image of {title!r} has shape {picture.shape}; expected a 2-D or 3-D image")
-    arrays = {name: _array(mask) for name, mask in masks.items()}
-    for name, mask in arrays.items():
-        if mask.shape != picture.shape:
-            raise ValueError(f"mask {name!r} of {title!r} has shape {mask.shape}; expected {picture.shape}")
-    return title, picture, arrays
-
-
-def _array(values: ArrayLike) -> Array:
-    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
-
-
-def _spacing(spacing_mm: Sequence[float] | None, ndim: int) -> tuple[float, ...]:
-    spacing = (1.0,) * ndim if spacing_mm is None else tuple(float(value) for value in spacing_mm)
-    if len(spacing) != ndim or min(spacing) <= 0:
-        raise ValueError(f"spacing_mm is {spacing}; expected {ndim} positive numbers")
-    return spacing
-
-
-def _cuts(image: Array, masks: Mapping[str, Array], reference: str) -> list[tuple[int | None, int]]:
-    """Where to cut a case: (axis, index) for each axis of a volume, (None, 0) for a 2-D image."""
-    if image.ndim == 2:
-        return [(None, 0)]
-    guides = [masks[reference]] if reference in masks else list(masks.values())
-    area = sum(((guide > 0).astype(np.int64) for guide in guides), np.zeros(image.shape, np.int64))
-    cuts: list[tuple[int | None, int]] = []
-    for axis in range(3):
-        profile = area.sum(axis=tuple(other for other in range(3) if other != axis))
-        largest = np.flatnonzero(profile == profile.max())
-        cuts.append((axis, int(largest[len(largest) // 2])))  # the middle one of equals
-    return cuts
 
 
 def _outline(axes: Any, labels: Array, colour: str, *, broad: bool) -> None:

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Results in a report: the table, differences to the first run, and the scores of every case."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ssmis.metrics import Summary, compare_runs, summarise
+from ssmis.report._markup import Markup, element
+from ssmis.report._parts import SHARES, case_means, figure, metric_head, metric_name, number, section, swatch, table
+from ssmis.report.curves import Series
+from ssmis.report.runs import ReportRun
+
+
+def results_section(runs: Sequence[ReportRun], metrics: Sequence[str]) -> Markup:
+    """The table, a row a run and class; below it what is known case by case."""
+    labels = sorted({score.label for run in runs for score in run.scores})
+    rows: list[list[str]] = []
+    for index, run in enumerate(runs):
+        for label in [None, *(labels if len(labels) > 1 else [])]:
+            own = [score for score in run.scores if label is None or score.label == label]
+            found = [summarise(own, metric=metric) for metric in metrics] if own else []
+            name = element("b", run.name) if label is None else element("span", f"class {label}", class_="muted")
+            cells: list[str] = [element("span", swatch(index) if label is None else "", name, class_="name")]
+            cells += [_cell(summary) for summary in found] or ["n/a"] * len(metrics)
+            cells += [str(found[0].n), str(found[0].n_miss)] if found else ["0", "n/a"]
+            cost = [number(run.training_minutes, 1), number(run.peak_memory_mb, 0)]
+            rows.append(cells + (cost if label is None else ["", ""]))
+    heads = ["run", *(metric_head(runs, metric) for metric in metrics), "n", "missed", "minutes", "peak MB"]
+    if not labels:
+        heads, rows = ["run", *heads[-2:]], [[row[0], *row[-2:]] for row in rows]
+    scored = [(index, run) for index, run in enumerate(runs) if run.scores]
+    parts: list[str] = [table(heads, rows, class_="cards numbers")]
+    if scored:
+        note = "Mean ± standard deviation over cases; below it the bootstrap 95 % interval of the mean. A missed case "
+        note += "counts with Dice 0 and the image diagonal as distance."
+        parts += [element("p", note, class_="muted"), _differences(scored, metrics[0])]
+        drawn = list(dict.fromkeys([metrics[0], *(metric for metric in metrics if metric not in SHARES)]))[:3]
+        about = f"Cases from the worst to the best of {scored[0][1].name}, for each metric anew."
+        parts.append(element("p", about, class_="muted"))
+        parts.append(element("div", *(_by_case(runs, scored, metric) for metric in drawn), class_="grid"))
+        parts.append(_all_scores(scored, metrics[0]))
+    return section("Results", *parts)
+
+
+def _cell(summary: Summary) -> Markup:
+    factor, digits = (100, 1) if summary.metric in SHARES else (1, 2)
+    mean, sd, low, high = (
+        number(factor * value, digits) for value in (summary.mean, summary.sd, summary.low, summary.high)
+    )
+    return element(
+        "span", element("span", element("b", mean), f" ± {sd}"), element("small", f"{low} to {high}"), class_="value"
+    )
+
+
+def _differences(scored: Sequence[tuple[int, ReportRun]], metric: str) -> Markup:
+    """Paired with the first run, where the cases are the same."""
+    factor, unit = (100, "points") if metric in SHARES else (1, "")
+    lines = []
+    (_, first), *others = scored
+    for index, run in others:
+        try:
+            found = compare_runs(run.scores, first.scores, metric=metric)
+        except ValueError:  # other cases, or none that both have
+            continue
+        words = (
+            f" {metric_name(metric)} {factor * found.mean:+.1f} {unit} against {first.name}, 95 % interval "
+            f"{factor * found.low:.1f} to {factor * found.high:.1f}, p = {found.p_value:.2g} (sign flips, "
+            f"{found.n} paired cases)"
+        )
+        lines.append(element("li", swatch(index), element("b", run.name), words))
+    return element("ul", *lines, class_="plain") if lines else Markup()
+
+
+def _by_case(runs: Sequence[ReportRun], scored: Sequence[tuple[int, ReportRun]], metric: str) -> Markup:
+    """Points over the cases, in the order of the first run from worst to best; nothing if no case applies."""
+    values = {index: case_means(run.scores, metric) for index, run in scored}
+    first = values[scored[0][0]]
+    ranked = sorted(first, key=lambda case: first[case] if metric in SHARES else -first[case])
+    order = list(dict.fromkeys([*ranked, *(case for own in values.values() for case in own)]))
+    if not order:
+        return Markup()
+    factor = 100 if metric in SHARES else 1
+    series = []
+    for index, own in values.items():
+        numbers = np.array([factor * own.get(case, np.nan) for case in order])
+        points = [f"{case}, {runs[index].name}: {value:.2f}" for case, value in zip(order, numbers)]
+        series.append(Series(runs[index].name, np.arange(1.0, len(order) + 1), numbers, index, 0, points))
+    name = metric_head(runs, metric)
+    return figure(name, "of each case", series, top=100.0 if metric in SHARES else None)
+
+
+def _all_scores(scored: Sequence[tuple[int, ReportRun]], metric: str) -> Markup:
+    factor = 100 if metric in SHARES else 1
+    columns = []
+    for _, run in scored:
+        missed = {score.case for score in run.scores if score.status == "miss"}
+        means = case_means(run.scores, metric)
+        columns.append({case: f"{factor * v:.2f}{' (miss)' if case in missed else ''}" for case, v in means.items()})
+    cases = list(dict.fromkeys(case for column in columns for case in column))
+    rows = [[case, *(column.get(case, "n/a") for column in columns)] for case in cases]
+    heads = [f"case, {metric_name(metric)}{' %' if metric in SHARES else ''}", *(run.name for _, run in scored)]
+    scores = table(heads, rows, class_="cards numbers")
+    return element("details", element("summary", f"{metric_name(metric)} of all {len(cases)} cases"), scores)

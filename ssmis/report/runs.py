@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a report reads from run folders."""
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import nan
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ssmis.metrics import CaseScore, Reliability, read_cases_csv, summarise
+from ssmis.report._cuts import Array, ArrayLike
+
+NEVER, ALWAYS = 1e-4, 0.99  # shares of foreground at which pseudo-labels teach nothing
+
+
+@dataclass(frozen=True)
+class ReportRun:
+    """A run in a report.
+
+    Attributes:
+        name: row of the tables, and what `CaseView` calls its prediction.
+        folder: run folder as `fit` wrote it, and `cases.csv` beside; without one the run has curves but no scores.
+        minutes: of training; None takes the last `seconds` of `metrics.csv`.
+        peak_memory_mb: of training; None is unknown.
+        reliability: bins over all cases (`pool_reliability`), for the reliability diagram.
+    """
+
+    name: str
+    folder: Path | str
+    minutes: float | None = None
+    peak_memory_mb: float | None = None
+    reliability: Reliability | None = None
+
+    @cached_property
+    def metrics(self) -> dict[str, Array]:
+        """Columns of `metrics.csv`."""
+        return read_log(Path(self.folder) / "metrics.csv")
+
+    @cached_property
+    def quality(self) -> dict[str, Array]:
+        """Columns of `quality.csv`; none without callbacks."""
+        return read_log(Path(self.folder) / "quality.csv")
+
+    @cached_property
+    def scores(self) -> list[CaseScore]:
+        """Lines of `cases.csv`; none if there is no such file."""
+        path = Path(self.folder) / "cases.csv"
+        return read_cases_csv(path) if path.exists() else []
+
+    def settings(self, name: str) -> dict[str, Any]:
+        """A JSON file of the folder, flat: `outer.inner` -> value."""
+        return flat(json.loads((Path(self.folder) / name).read_text(encoding="utf-8")))
+
+    @property
+    def training_minutes(self) -> float:
+        """As given, else by the log; nan without steps."""
+        seconds = self.metrics.get("seconds", np.array([]))
+        return self.minutes if self.minutes is not None else float(seconds[-1]) / 60 if len(seconds) else nan
+
+
+@dataclass(frozen=True, eq=False)
+class CaseView:
+    """A case that a report shows.
+
+    Attributes:
+        case: its id, as in `cases.csv`.
+        image: `(*S)`, 2-D or 3-D, one channel.
+        predictions: name of a run -> labels `(*S)`.
+        reference: labels `(*S)`.
+        uncertainty: name of a run -> `(*S)` in [0, 1].
+        spacing_mm: voxel size, for the shape of the panels; None is isotropic.
+        note: why it is shown, such as "worst".
+    """
+
+    case: str
+    image: ArrayLike
+    predictions: Mapping[str, ArrayLike]
+    reference: ArrayLike | None = None
+    uncertainty: Mapping[str, ArrayLike] | None = None
+    spacing_mm: Sequence[float] | None = None
+    note: str = ""
+
+
+def pick_cases(scores: Sequence[CaseScore], *, metric: str = "dice") -> dict[str, str]:
+    """Return "worst", "median" and "best" -> case id, by a metric that grows with quality.
+
+    With fewer than three cases "best" and then "median" are left out; of an even number, the lower middle one is the
+    median. Each case is averaged over its classes first, and cases without any are not picked.
+
+    Raises:
+        ValueError: no score, or an unknown metric.
+
+    >>> from ssmis.metrics import evaluate_case
+    >>> truth = np.array([1, 1, 1, 0])
+    >>> scores = []
+    >>> for case, guess in {"a": [1, 0, 0, 0], "b": [1, 1, 1, 0], "c": [1, 1, 0, 0]}.items():
+    ...     scores += evaluate_case(np.array(guess), truth, classes=(1,), spacing_mm=(1,), case=case)
+    >>> pick_cases(scores)
+    {'worst': 'a', 'median': 'c', 'best': 'b'}
+    """
+    means = {
+        case: summarise([score for score in scores if score.case == case], metric=metric, resamples=1).mean
+        for case in dict.fromkeys(score.case for score in scores)
+    }
+    order = sorted((case for case, mean in means.items() if mean == mean), key=lambda case: means[case])
+    if not order:
+        raise ValueError(f"none of {len(scores)} scores has a {metric}; expected at least one case")
+    places = {"worst": 0, "median": (len(order) - 1) // 2, "best": len(order) - 1}
+    picked: dict[str, str] = {}
+    for name, place in places.items():
+        if order[place] not in picked.values():
+            picked[name] = order[place]
+    return picked
+
+
+def read_log(path: Path) -> dict[str, Array]:
+    """Read a log of `fit`: column -> float64 `(steps,)`, nan where a cell is empty.
+
+    Raises:
+        ValueError: the file is missing, or a cell is no number.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such file; expected a run folder as `fit` writes it")
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file, restval="")
+        names, rows = list(reader.fieldnames or ()), list(reader)
+    try:
+        return {name: np.array([float(row[name] or nan) for row in rows]) for name in names}
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def warnings_of(run: ReportRun) -> list[str]:
+    """What a reader must know before the numbers: collapse, skipped steps, an early end."""
+    found = []
+    steps = run.quality.get("step", np.array([]))
+    for column, share in run.quality.items():
+        kind, _, net = column.partition("/")
+        flags = (share < NEVER) | (share > ALWAYS)
+        if kind != "foreground" or not flags.any():
+            continue
+        who = f"pseudo-labels of {net}" if net else "pseudo-labels"
+        if flags[-1]:
+            since = steps[len(flags) - int(np.argmin(flags[::-1])) if not flags.all() else 0]
+            found.append(
+                f"{who} have collapsed: foreground is {100 * share[-1]:.3g} % of the voxels at the last measurement, "
+                f"and beyond {100 * NEVER:g} or {100 * ALWAYS:g} % since step {since:.0f}"
+            )
+        else:
+            last = steps[np.flatnonzero(flags)[-1]]
+            found.append(
+                f"{who} were collapsed in {flags.sum()} of {len(flags)} measurements (foreground below "
+                f"{100 * NEVER:g} or above {100 * ALWAYS:g} % of the voxels), the last at step {last:.0f}"
+            )
+    norms = run.metrics.get("grad_norm", np.array([]))
+    if skipped := int((~np.isfinite(norms)).sum()):
+        found.append(f"{skipped} of {len(norms)} steps were skipped: loss or gradient was not finite")
+    planned, done = run.settings("protocol.json").get("fit.steps"), len(run.metrics.get("step", ()))
+    if planned is not None and done < planned:
+        found.append(f"training is at step {done} of {planned}")
+    return found
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as `outer.inner` -> value."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            found |= flat(value, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = value
+    return found

@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report as a page: it loads nothing, runs nothing, escapes everything, and holds the numbers it was given."""
+
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from ssmis.engine.log import CsvLog
+from ssmis.metrics import calibration, compare_runs, evaluate_case, summarise, write_cases_csv
+from ssmis.report import CaseView, ReportRun, pick_cases, write_report
+
+EVIL = """<script>alert(1)</script>"'><img src=x onerror=alert(1)>&amp;"""
+VOID = {"meta", "br"}
+SHAPE = (12, 10, 8)
+
+
+class Page(HTMLParser):
+    """Elements as (tag, attributes), all text, the cells of tables, and whether tags are closed in order."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.elements, self.open, self.text, self.tables = [], [], "", []
+        self.feed(path.read_text(encoding="utf-8"))
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        assert len(dict(attributes)) == len(attributes)
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, text):
+        self.text += text
+        if {"td", "th"} & set(self.open):
+            self.tables[-1][-1][-1] += text
+
+    def attributes(self, name):
+        return [attributes[name] for _, attributes in self.elements if name in attributes]
+
+
+def label_map(rng, radius):
+    grid = np.indices(SHAPE).reshape(3, -1).T - np.array(SHAPE) / 2 + rng.normal(0, 0.5, 3)
+    return (np.linalg.norm(grid, axis=1) < radius).reshape(SHAPE).astype(np.int64)
+
+
+def write_run(folder, *, seed=0, cases=("a", "b", "c", "d"), steps=20, planned=20, foreground=(0.1, 0.2), name="net"):
+    """A run folder with logs, settings and scores, and the predicted labels."""
+    rng, folder = np.random.default_rng(seed), folder / f"run{seed}"
+    log, quality = CsvLog(folder / "metrics.csv"), CsvLog(folder / "quality.csv")
+    for step in range(steps):
+        loss = float(rng.random() + 1)
+        log.write({"step": step, "seconds": 3.0 * step, "loss": loss, "grad_norm": loss, f"term/{name}": loss / 2,
+                   f"weight:term/{name}": 0.5})  # fmt: skip
+    for index, share in enumerate(foreground):
+        quality.write({"step": 10 * (index + 1), f"foreground/{name}": share})
+    log.close()
+    quality.close()
+    (folder / "protocol.json").write_text(json.dumps({"fit": {"steps": planned, "seed": seed}, "patch": [8, 8]}))
+    (folder / "env.json").write_text(json.dumps({"packages": {"torch": "9.9"}, "gpus": []}))
+    scores, predictions = [], {}
+    for case in cases:
+        predictions[case] = label_map(rng, rng.uniform(2, 4))
+        spacing = (1.0, 1.0, 1.0)
+        scores += evaluate_case(predictions[case], label_map(rng, 3), classes=(1,), spacing_mm=spacing, case=case)
+    if scores:
+        write_cases_csv(folder / "cases.csv", scores)
+    return ReportRun(f"row{seed}", folder, peak_memory_mb=1234.0), predictions
+
+
+@pytest.fixture
+def two(tmp_path):
+    """Two runs with everything, and a view of one case."""
+    rng = np.random.default_rng(5)
+    (first, labels), (second, others) = write_run(tmp_path, seed=0), write_run(tmp_path, seed=1)
+    foreground = rng.random(SHAPE)
+    bins = calibration(np.stack([1 - foreground, foreground]), labels["a"]).reliability
+    view = CaseView("a", rng.random(SHAPE), {"row0": labels["a"], "row1": others["a"]}, label_map(rng, 3),
+                    {"row1": rng.random(SHAPE)}, note="worst")  # fmt: skip
+    return [replace(first, reliability=bins), replace(second, minutes=7.25, reliability=bins)], view
+
+
+def written(tmp_path, runs, **options):
+    path = tmp_path / "report.html"
+    write_report(path, runs, **{"title": "A title"} | options)
+    return Page(path)
+
+
+def test_the_page_loads_and_runs_nothing(tmp_path, two):
+    page = written(tmp_path, two[0], views=[two[1]])
+    tags = {tag for tag, _ in page.elements}
+    assert not tags & {"script", "link", "iframe", "object", "embed", "img", "base", "form", "foreignobject"}
+    ids = page.attributes("id")
+    assert len(ids) == len(set(ids)) == 3  # the planes, shared by the strips of both runs
+    assert not page.attributes("src")
+    for target in page.attributes("href"):
+        assert target.startswith("data:image/png;base64,") or target.removeprefix("#") in ids
+    whole = (tmp_path / "report.html").read_text()
+    assert "@import" not in whole
+    assert "url(" not in whole
+    assert not re.search(r"(https?:)?//\w", re.sub(r'"data:[^"]*"', "", whole))
+    policy = next(a["content"] for tag, a in page.elements if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+def test_names_from_outside_stay_text(tmp_path):
+    run, labels = write_run(tmp_path, cases=(EVIL, "b"), name=EVIL.replace("/", "|"))
+    folder = run.folder.rename(tmp_path / EVIL.replace("/", "|"))
+    (folder / "protocol.json").write_text(json.dumps({EVIL: EVIL, "list": [EVIL] * 9}))
+    run = ReportRun(EVIL, folder)
+    view = CaseView(EVIL, np.random.default_rng(0).random(SHAPE), {EVIL: labels[EVIL]}, labels[EVIL], note=EVIL)
+    page = written(tmp_path, [run], title=EVIL, subtitle=EVIL, views=[view])
+    assert not {tag for tag, _ in page.elements} & {"script", "img"}
+    assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
+    assert page.text.count(EVIL) >= 8
+    assert [EVIL, EVIL] in [row for table in page.tables for row in table]  # the setting
+
+
+def test_the_table_holds_the_numbers_of_the_runs(tmp_path, two):
+    page = written(tmp_path, two[0], metrics=("dice", "hd95"))
+    head, *rows = page.tables[0]
+    assert head == ["run", "Dice %", "HD95 mm", "n", "missed", "minutes", "peak MB"]
+    for run, row, minutes in zip(two[0], rows, ("0.9", "7.2"), strict=True):  # 57 seconds by the log; as given
+        dice, hd95 = (summarise(run.scores, metric=metric) for metric in ("dice", "hd95"))
+        assert row[0] == run.name
+        assert row[1] == f"{100 * dice.mean:.1f} ± {100 * dice.sd:.1f}{100 * dice.low:.1f} to {100 * dice.high:.1f}"
+        assert row[2] == f"{hd95.mean:.2f} ± {hd95.sd:.2f}{hd95.low:.2f} to {hd95.high:.2f}"
+        assert row[3:] == ["4", "0", minutes, "1234"]
+    found = compare_runs(two[0][1].scores, two[0][0].scores, metric="dice")
+    assert f"Dice {100 * found.mean:+.1f} points against row0" in page.text
+    assert f"{100 * found.low:.1f} to {100 * found.high:.1f}, p = {found.p_value:.2g}" in page.text
+    by_case = {row[0]: row[1:] for row in page.tables[1][1:]}
+    for score in two[0][0].scores:
+        assert by_case[score.case][0] == f"{100 * score.dice:.2f}"
+
+
+def test_a_missed_case_is_told(tmp_path):
+    run, _ = write_run(tmp_path)
+    empty, full = np.zeros((1, 5, 5), int), np.ones((1, 5, 5), int)
+    scores = evaluate_case(empty, full, classes=(1,), spacing_mm=(1, 1, 1), case="a")
+    scores += evaluate_case(full, full, classes=(1,), spacing_mm=(1, 1, 1), case="b")
+    write_cases_csv(run.folder / "cases.csv", scores)
+    page = written(tmp_path, [run], metrics=("dice",))
+    assert page.tables[0][1][2:4] == ["2", "1"]
+    assert ["a", "0.00 (miss)"] in page.tables[1]
+
+
+def test_classes_have_rows_of_their_own(tmp_path):
+    run, _ = write_run(tmp_path)
+    labels = np.arange(27).reshape(3, 3, 3) % 3
+    scores = [s for c in "ab" for s in evaluate_case(labels, labels.T, classes=(1, 2), spacing_mm=(1, 1, 1), case=c)]
+    write_cases_csv(run.folder / "cases.csv", scores)
+    page = written(tmp_path, [run], metrics=("dice",))
+    assert [row[0] for row in page.tables[0]] == ["run", "row0", "class 1", "class 2"]
+    assert page.tables[0][3][1].startswith(f"{100 * summarise(scores, metric='dice', label=2).mean:.1f} ")
+
+
+def test_every_setting_is_there_and_differences_are_side_by_side(tmp_path, two):
+    page = written(tmp_path, two[0])
+    rows = [row for table in page.tables for row in table]
+    assert ["fit.seed", "0", "1"] in rows
+    for row in (["fit.steps", "20"], ["patch", "[8, 8]"], ["packages.torch", "9.9"], ["gpus", "[]"]):
+        assert row in rows
+    assert "1 setting differs between the runs" in page.text
+
+
+@pytest.mark.parametrize(
+    ("foreground", "told"),
+    [
+        ((0.1, 0.0, 0.0), "pseudo-labels of net have collapsed: foreground is 0 % of the voxels at the last"),
+        ((0.1, 1.0, 0.999), "since step 20"),
+        ((1e-5,), "since step 10"),
+        ((0.1, 0.0, 0.1), "were collapsed in 1 of 3 measurements"),
+    ],
+)
+def test_collapsed_pseudo_labels_are_warned_of(tmp_path, foreground, told):
+    run, _ = write_run(tmp_path, foreground=foreground)
+    page = written(tmp_path, [run])
+    assert "warning" in page.attributes("class")
+    assert told in page.text
+
+
+def test_a_healthy_run_has_no_warning(tmp_path):
+    assert "warning" not in written(tmp_path, [write_run(tmp_path)[0]]).attributes("class")
+
+
+def test_skipped_steps_and_an_early_end_are_warned_of(tmp_path):
+    run, _ = write_run(tmp_path, planned=30)
+    log = (run.folder / "metrics.csv").read_text().splitlines()
+    step, seconds, *_ = log[3].split(",")
+    log[3] = f"{step},{seconds},nan,nan,nan,0.5"
+    (run.folder / "metrics.csv").write_text("\n".join(log) + "\n")
+    page = written(tmp_path, [run])
+    assert "1 of 20 steps were skipped" in page.text
+    assert "training is at step 20 of 30" in page.text
+
+
+def test_a_run_in_training_has_curves_only(tmp_path):
+    page = written(tmp_path, [write_run(tmp_path, cases=(), foreground=())[0]])
+    assert page.tables[0] == [["run", "minutes", "peak MB"], ["row0", "0.9", "1234"]]
+    assert "Losses" in page.text
+    for absent in ("Dice", "Pseudo-label quality", "Calibration", "Cases"):
+        assert absent not in page.text
+
+
+def test_a_long_log_stays_light(tmp_path):
+    short, _ = write_run(tmp_path, seed=0, steps=100)
+    long, _ = write_run(tmp_path, seed=1, steps=100)
+    head, *rows = (long.folder / "metrics.csv").read_text().splitlines()
+    lines = [f"{index},{row.split(',', 1)[1]}" for index, row in enumerate(rows * 200)]
+    (long.folder / "metrics.csv").write_text("\n".join([head, *lines]) + "\n")
+    size = []
+    for run in (short, long):
+        written(tmp_path, [run])
+        size.append((tmp_path / "report.html").stat().st_size)
+    assert size[1] < 1.3 * size[0]
+
+
+def test_cases_are_picked_by_their_score(two):
+    scores = two[0][0].scores
+    ranked = [score.case for score in sorted(scores, key=lambda score: score.dice)]
+    assert pick_cases(scores) == {"worst": ranked[0], "median": ranked[1], "best": ranked[3]}
+    assert pick_cases(scores[:1]) == {"worst": scores[0].case}
+    with pytest.raises(ValueError, match=r"none of 0 scores has a dice"):
+        pick_cases([])
+
+
+def test_errors_name_the_run(tmp_path, two):
+    runs, view = two
+    with pytest.raises(ValueError, match=r"runs are \[\]; expected 1 to 6"):
+        written(tmp_path, [])
+    with pytest.raises(ValueError, match=r"runs are \['row0', 'row0'\]; .* of different names"):
+        written(tmp_path, [runs[0], runs[0]])
+    with pytest.raises(ValueError, match=r"case 'a' has a prediction of 'row1'; expected one of \['row0'\]"):
+        written(tmp_path, runs[:1], views=[view])
+    with pytest.raises(ValueError, match=r"quality.csv: there is no such file; expected a run folder"):
+        written(tmp_path, [ReportRun("x", tmp_path)])
+    with pytest.raises(ValueError, match=r"uncertainty 'row1' of 'a' has shape \(2, 2\); expected \(12, 10, 8\)"):
+        written(tmp_path, runs, views=[replace(view, uncertainty={"row1": np.zeros((2, 2))})])
+    with pytest.raises(ValueError, match=r"uncertainty 'row1' of 'a' is in \[2.0, 2.0\]; expected \[0, 1\]"):
+        written(tmp_path, runs, views=[replace(view, uncertainty={"row1": np.full(SHAPE, 2.0)})])
+    (runs[0].folder / "quality.csv").write_text("step,x\n1,what\n")
+    with pytest.raises(ValueError, match=r"quality.csv: could not convert string to float: 'what'"):
+        written(tmp_path, [replace(runs[0])])
+    assert not (tmp_path / "report.html").exists()
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    found = shutil.which("chromium")
+    if found is None:
+        pytest.skip("needs the program chromium")
+    return found
+
+
+def visit(chromium, path, profile):
+    """The page after loading, and what the browser said on its console."""
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}", "--enable-logging=stderr"]
+    done = subprocess.run(
+        [chromium, *flags, "--dump-dom", path.as_uri()], capture_output=True, text=True, timeout=200, check=False
+    )
+    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+def test_a_browser_opens_it_without_complaint(tmp_path, two, chromium):
+    written(tmp_path, two[0], title=EVIL, views=[two[1]])
+    page, console = visit(chromium, tmp_path / "report.html", tmp_path / "profile")
+    assert "Pseudo-label quality" in page
+    assert not console
+    bad = tmp_path / "bad.html"  # the same eyes see a page that does complain
+    evil = '<img src="https://example.org/a.png">'
+    bad.write_text((tmp_path / "report.html").read_text().replace("<main>", f"<main>{evil}"))
+    assert any("Content Security Policy" in line for line in visit(chromium, bad, tmp_path / "profile")[1])
