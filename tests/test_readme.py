@@ -26,8 +26,9 @@ def blocks(page: str, language: str) -> list[str]:
 
 
 @pytest.mark.parametrize("page", sorted(page for page in PAGES if blocks(page, "python")))
-def test_the_python_of_a_page_runs_from_top_to_bottom(page, monkeypatch):
+def test_the_python_of_a_page_runs_from_top_to_bottom(page, monkeypatch, tmp_path):
     torch.manual_seed(0)
+    monkeypatch.chdir(tmp_path)  # pages write what they make into the working directory
     assert len(LOSSES) > 0  # loads the table, so that what the page registers is all that is taken back
     monkeypatch.setattr(LOSSES, "_entries", dict(LOSSES._entries))
     namespace = {"__name__": "page"}
