@@ -25,7 +25,7 @@ ALLOWED = {
     "engine": {"data", "recipes", "metrics", "uncertainty", "nets", "memory", "losses", "schedules"},
     "report": {"data", "metrics"},
 }
-SHARED = {"registry", "_checks", "_optional"}  # anyone may import these; they import no folder
+SHARED = {"registry", "_checks", "_classes", "_optional"}  # anyone may import these; they import no folder
 EDGES = {"cli", "__main__"}  # these may import anything; nothing imports them
 SYNC_CALLS = {"item", "tolist", "cpu", "numpy", "cuda"}
 MACHINE_PATH = re.compile(r"(?<![\w.])/(home|mnt|root|work|farm|tmp|scratch|Users)/\w")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ssmis._checks import check_choice, check_range
+from ssmis._classes import hard_labels
 from ssmis.data.batch import Batch
 from ssmis.kernels import VoxelContrastStats, voxel_contrast
 from ssmis.losses import (
@@ -226,7 +227,7 @@ class DualUncertainty(Recipe):
                 filtered = pseudo_ce(own_u, peer_u, mask=keep[peer], **targets)
                 add("filtered", filtered, c.filtered_weight * ramp)
             if c.pseudo_dice_weight > 0:
-                dice = soft_dice(own_u, peer_u.detach().argmax(1), mask=batch.valid, reduction=c.reduction)
+                dice = soft_dice(own_u, hard_labels(peer_u), mask=batch.valid, reduction=c.reduction)
                 add("pseudo_dice", dice, c.pseudo_dice_weight * ramp)
             if c.cosine_weight > 0:
                 cosine = cosine_consistency(own_u, unlabelled[peer].logits, mask=batch.valid, reduction=c.reduction)
@@ -266,10 +267,10 @@ class DualUncertainty(Recipe):
         """Contrast of the voxels that the peer is unsure of with the bank of reliable ones; collects candidates."""
         if output.features is None:
             raise ValueError(f"net {name!r} returns no features; the contrast needs them (or contrast_weight=0)")
-        guess = output.logits.detach().argmax(1)
+        guess = hard_labels(output.logits)
         guess_l, guess_u = batch.split(guess)
         right = batch.labels.where(guess_l == batch.labels, -1)
-        agreed = peer_logits.detach().argmax(1).where(kept_by_peer, -1)
+        agreed = hard_labels(peer_logits).where(kept_by_peer, -1)
         vectors, labels = sample_per_class(
             output.features,
             torch.cat([right, agreed]),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ssmis._checks import check_choice, check_range, check_same_shape
+from ssmis._classes import hard_labels
 from ssmis.registry import UNCERTAINTY, Example
 from ssmis.uncertainty.entropy import entropy
 
@@ -121,7 +122,7 @@ def lowest_entropy(
     Gradient: none.
     """
     logits = logits.detach()
-    labels = logits.argmax(1) if scope == "class" else None
+    labels = hard_labels(logits) if scope == "class" else None
     return lowest(entropy(logits), keep_fraction, scope=scope, labels=labels, valid=valid)
 
 
