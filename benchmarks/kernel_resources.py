@@ -135,9 +135,8 @@ def main() -> None:
     parser.add_argument("--cards", nargs="+", default=list(CARDS), choices=CARDS)
     args = parser.parse_args()
     wrong = []
-    print(
-        "Largest of all configurations: registers of a thread / spills / KiB of shared memory, matrix instructions.\n"
-    )
+    print(f"Triton {triton.__version__}. Largest of all configurations:")
+    print("registers of a thread / spills / KiB of shared memory, matrix instructions.\n")
     print(f"| kernel | E | dtype | {' | '.join(args.cards)} |")
     print("|---|---|---|" + "---|" * len(args.cards))
     for width, dtype in product(args.channels, DTYPES):

@@ -97,6 +97,7 @@ def forward_kernel(
     counted = labelled & (size > 0)
     if NEGATIVES:
         counted &= size < keys
+    size = tl.where(counted, size, 0)
     own_weight = tl.where(counted, 1.0, 0.0)
     if WEIGHTED:
         own_weight = tl.load(weight + volume * w_volume + voxel * w_voxel, mask=counted, other=0).to(tl.float32)
@@ -178,7 +179,7 @@ def forward_kernel(
             above = 1.0 + small
             rest = (small - (above - 1.0)) / above  # what rounding took from the sum
             terms = tl.maximum(against, 0.0) * _LN_2 + (tl.log(above) + rest)
-            member = _member(slot[None, :], first[:, None], size[:, None]) & counted[:, None]
+            member = _member(slot[None, :], first[:, None], size[:, None])
             own_loss += tl.sum(tl.where(member, terms, 0.0), 1)
             if WITH_GRADIENT or WITH_STATE:
                 odds = tl.where(member, tl.where(against > 0, 1.0, small) / above, 0.0)
