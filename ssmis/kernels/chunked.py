@@ -21,7 +21,7 @@ from ssmis.kernels.keys import Keys, classify, direct, keys_gradient, prepare_ke
 
 __all__ = ["classify", "contrast", "prepare_keys"]
 
-CHUNK = 2**17  # numbers in a block of features, half of those in a part of its similarities: 0.5 MB in float32
+CHUNK = 2**17  # numbers in a block of features; twice as many in a part of its similarities: 1 MB in float32
 _LARGEST_EXPONENT = 30.0  # exp(+-30), its ratios and sums over keys are far from the ends of float32
 _LARGEST = 120.0  # log2 of odds from which log(1 + odds) is log(odds)
 
@@ -71,7 +71,7 @@ def contrast(
     if features.device.type != "cpu":
         return masked.contrast(
             features, classes, counted, keys,
-            temperature=temperature, normalize=normalize, denominator=denominator, scale=scale,
+            temperature=temperature, normalize=normalize, denominator=denominator, scale=scale, with_keys=with_keys,
         )  # fmt: skip
     dtype = keys.directions.dtype
     features = features.detach()
@@ -120,9 +120,11 @@ def _spread(work: Callable[[list[Any]], Tensor], blocks: list[Any]) -> list[Tens
     if threads <= 1:
         return [work(blocks)]
 
+    mode = torch.inference_mode if torch.is_inference_mode_enabled() else torch.no_grad  # modes belong to a thread
+
     def alone(share: list[Any]) -> Tensor:
         torch.set_num_threads(1)
-        with torch.no_grad():
+        with mode():
             return work(share)
 
     before = torch.get_num_threads()
@@ -174,6 +176,7 @@ class _Step:
         self.size = max(2 * CHUNK // len(keys.directions), 64)
         # a few more than needed: rows a power of two apart would share their places in the cache
         self.space = keys.directions.new_empty(4, len(keys.directions) * self.size + 272)
+        self.rooms: dict[tuple[int, int, int], Tensor] = {}
 
     def side(self, rows: Tensor, sign: float = 1.0) -> _Side:
         directions = self.keys.directions[rows] / self.temperature
@@ -182,17 +185,19 @@ class _Step:
 
     def room(self, side: _Side, own: Tensor, slot: int) -> Tensor:
         # (m, n) in the workspace: memory that stays in the cache
-        return self.space[slot, : len(side.rows) * own.shape[1]].view(len(side.rows), -1)
+        shape = side.scaled.shape[0], own.shape[1], slot
+        if shape not in self.rooms:
+            self.rooms[shape] = self.space[slot, : shape[0] * shape[1]].view(shape[:2])
+        return self.rooms[shape]
 
-    def attend(self, side: _Side, own: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
-        """Write the sums over keys `(E + 1, n)`; return the powers `(m, n)` and log2-sum-exp2 `(n,)`."""
+    def attend(self, side: _Side, own: Tensor, sums: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Write the sums over keys `(E + 1, n)`; return the powers `(m, n)` and the exponents' shift `(n,)`."""
         powers = torch.mm(side.scaled, own, out=self.room(side, own, 0))
         top = None if self.narrow else powers.amax(0)
         if top is not None:
             powers.sub_(top)
         torch.mm(side.summing, powers.exp2_(), out=sums)
-        total = sums[-1].log2()
-        return powers, total if top is None else total.add_(top)
+        return powers, top
 
     def learn(self, side: _Side, derivative: Tensor, own: Tensor, weight: Tensor) -> None:
         """Add to the gradient by the directions of the keys: `derivative` `(m, n)` times `weight` `(n,)`."""
@@ -213,13 +218,18 @@ class _All(_Step):
     def __call__(
         self, own: Tensor, weight: Tensor | None, classes: Tensor, voxels: slice | Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        sums, loss = own.new_empty(len(own) + 1, own.shape[1]), own.new_empty(own.shape[1])
+        sums = own.new_empty(len(own) + 1, own.shape[1])
+        tops: list[Tensor] = []
         weights = itertools.repeat(None) if weight is None or self.grad_directions is None else weight.split(self.size)
-        for some, out, term, factor in zip(*(t.split(self.size, -1) for t in (own, sums, loss)), weights):
-            powers, total = self.attend(self.every, some, out)
-            term.copy_(total)
+        for some, out, factor in zip(own.split(self.size, 1), sums.split(self.size, 1), weights):
+            powers, top = self.attend(self.every, some, out)
+            if top is not None:
+                tops.append(top)
             if factor is not None:
                 self.learn(self.every, powers, some, factor / out[-1])
+        loss = sums[-1].log2()
+        if tops:
+            loss.add_(torch.cat(tops))
         member = (self.positions == classes[voxels]).to(own.dtype)  # (K, n)
         loss.mul_(math.log(2)).sub_(((self.means @ own) * member).sum(0))
         if weight is None:
@@ -247,8 +257,9 @@ class _Negatives(_Step):
         weight = None if weight is None else weight / count
         weights = itertools.repeat(None) if weight is None else weight.split(self.size)
         for some, out, pull, term, factor in zip(*(t.split(self.size, -1) for t in (own, sums, pulled, loss)), weights):
-            powers, rest = self.attend(self.negative, some, out)
-            odds = self.repel(some, rest, term)
+            powers, top = self.attend(self.negative, some, out)
+            rest = out[-1].log2()
+            odds = self.repel(some, rest if top is None else rest.add_(top), term)
             if factor is None:
                 continue
             torch.mm(self.positive.summing, odds, out=pull)

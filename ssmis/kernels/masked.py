@@ -25,6 +25,7 @@ def contrast(
     normalize: bool,
     denominator: str,
     scale: Tensor | None = None,
+    with_keys: bool = True,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Loss of each voxel and the gradients of `(scale * loss).sum()`; see `ssmis.kernels.chunked.contrast`."""
     dtype = keys.directions.dtype
@@ -45,7 +46,8 @@ def contrast(
                 continue
             by_similarity.mul_(scale[volume, part].to(dtype)).masked_fill_(~count, 0)
             grad_own = scaled.T @ by_similarity
-            grad_directions.addmm_(by_similarity, own.T, alpha=1 / temperature)
+            if with_keys:
+                grad_directions.addmm_(by_similarity, own.T, alpha=1 / temperature)
             if lengths is not None:
                 grad_own.addcmul_(own, (own * grad_own).sum(0), value=-1).div_(lengths)
             grad_features[volume, :, part] = grad_own

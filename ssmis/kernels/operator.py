@@ -5,12 +5,15 @@ A scalar loss computes its gradient in the forward pass, while each chunk is in 
 multiplies. For `reduction="none"` the upstream gradient differs from voxel to voxel, so backward makes the pass.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ssmis.kernels.chunked import classify, contrast, prepare_keys
+
+_PART = 2**14  # voxels
 
 
 def accumulation_dtype(features: Tensor, keys: Tensor) -> torch.dtype:
@@ -31,9 +34,10 @@ def _contrast(
     normalize: bool,
     denominator: str,
     reduction: str,
-    with_gradient: bool,
+    needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    # loss, counted (B, V), gradients of features, keys and weight; `upstream` (B, V) multiplies the unreduced loss
+    # loss, counted (B, V), gradients of features, keys and weight, empty where not needed; `upstream` (B, V) multiplies
+    # the unreduced loss
     dtype = accumulation_dtype(features, keys)
     if keys.device.type == "cpu":  # here a look at the values costs nothing: unwritten slots are not multiplied
         live = (key_labels != ignore_index).nonzero().squeeze(1)
@@ -59,25 +63,23 @@ def _contrast(
             temperature=temperature,
             normalize=normalize,
             denominator=denominator,
-            scale=scale if with_gradient else None,
+            scale=scale if needs[0] or needs[1] else None,
+            with_keys=needs[1],
         )
     loss = losses * own_weight
     if reduction != "none":
         loss = loss.sum() / total
-    none = losses.new_empty(0)
-    if not with_gradient:
-        return loss, counted, none, none.clone(), none.clone()
-    if grad_features is None or grad_keys is None:
-        grad_features, grad_keys = (
-            torch.zeros_like(features, dtype=dtype),
-            keys.new_zeros(0, keys.shape[1], dtype=dtype),
-        )
-    grad_keys = keys.new_zeros(keys.shape, dtype=dtype).index_copy(0, live, grad_keys)
-    grad_weight = none
-    if weight is not None:
+    gradients = [losses.new_empty(0) for _ in range(3)]
+    if needs[0]:
+        gradients[0] = torch.zeros_like(features, dtype=dtype) if grad_features is None else grad_features
+    if needs[1]:
+        gradients[1] = keys.new_zeros(keys.shape, dtype=dtype)
+        if grad_keys is not None:
+            gradients[1].index_copy_(0, live, grad_keys)
+    if weight is not None and needs[2]:
         offset = loss * (own_weight.sum() > 0) if reduction == "mean" else 0.0
-        grad_weight = (((losses if upstream is None else losses * upstream) - offset) / total).where(counted, 0)
-    return loss, counted, grad_features, grad_keys, grad_weight
+        gradients[2] = (((losses if upstream is None else losses * upstream) - offset) / total).where(counted, 0)
+    return loss, counted, gradients[0], gradients[1], gradients[2]
 
 
 @torch.library.custom_op("ssmis::voxel_contrast", mutates_args=())
@@ -92,9 +94,12 @@ def voxel_contrast_op(
     normalize: bool,
     denominator: str,
     reduction: str,
-    with_gradient: bool,
+    needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Loss, counts of valid and skipped voxels, gradients (empty unless `with_gradient`) for features `(B, E, V)`."""
+    """Loss, counts of valid and skipped voxels, gradients for features `(B, E, V)`, keys and weight.
+
+    `needs` says which of the three will want a gradient; the others are empty, as all are for reduction "none".
+    """
     with torch.autocast(features.device.type, enabled=False):
         loss, counted, *gradients = _contrast(
             features,
@@ -108,7 +113,7 @@ def voxel_contrast_op(
             normalize=normalize,
             denominator=denominator,
             reduction=reduction,
-            with_gradient=with_gradient and reduction != "none",
+            needs=[need and reduction != "none" for need in needs],
         )
     skipped = (labels != ignore_index) & ~counted
     return loss, counted.sum(), skipped.sum(), gradients[0], gradients[1], gradients[2]
@@ -126,6 +131,7 @@ def voxel_contrast_backward_op(
     ignore_index: int,
     normalize: bool,
     denominator: str,
+    needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of the unreduced loss, weighted by `upstream` `(B, V)`."""
     with torch.autocast(features.device.type, enabled=False):
@@ -141,15 +147,21 @@ def voxel_contrast_backward_op(
             normalize=normalize,
             denominator=denominator,
             reduction="none",
-            with_gradient=True,
+            needs=needs,
         )
     return grad_features, grad_keys, grad_weight
 
 
-def _empty_gradients(features: Tensor, keys: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def _empty_gradients(
+    features: Tensor, keys: Tensor, weight: Tensor | None, needs: Sequence[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
     dtype = accumulation_dtype(features, keys)
-    grad_weight = features.new_empty(0 if weight is None else weight.shape, dtype=dtype)
-    return torch.empty_like(features, dtype=dtype), keys.new_empty(keys.shape, dtype=dtype), grad_weight
+    empty = [features.new_empty(0, dtype=dtype) for _ in range(3)]
+    return (
+        torch.empty_like(features, dtype=dtype) if needs[0] else empty[0],
+        keys.new_empty(keys.shape, dtype=dtype) if needs[1] else empty[1],
+        features.new_empty(weight.shape, dtype=dtype) if weight is not None and needs[2] else empty[2],
+    )
 
 
 @voxel_contrast_op.register_fake
@@ -164,15 +176,13 @@ def _(
     normalize: bool,
     denominator: str,
     reduction: str,
-    with_gradient: bool,
+    needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     dtype = accumulation_dtype(features, keys)
     loss = features.new_empty(labels.shape if reduction == "none" else (), dtype=dtype)
     valid, skipped = labels.new_empty(()), labels.new_empty(())
-    if with_gradient and reduction != "none":
-        return loss, valid, skipped, *_empty_gradients(features, keys, weight)
-    none = features.new_empty(0, dtype=dtype)
-    return loss, valid, skipped, none, torch.empty_like(none), torch.empty_like(none)
+    needs = [need and reduction != "none" for need in needs]
+    return loss, valid, skipped, *_empty_gradients(features, keys, weight, needs)
 
 
 @voxel_contrast_backward_op.register_fake
@@ -187,19 +197,29 @@ def _(
     ignore_index: int,
     normalize: bool,
     denominator: str,
+    needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _empty_gradients(features, keys, weight)
+    return _empty_gradients(features, keys, weight, needs)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    features, labels, keys, key_labels, weight, *settings, reduction, _ = inputs
+    features, labels, keys, key_labels, weight, *settings, reduction, needs = inputs
     ctx.set_materialize_grads(False)
-    ctx.settings, ctx.reduction = settings, reduction
+    ctx.settings, ctx.reduction, ctx.needs = settings, reduction, needs
     ctx.dtypes = features.dtype, keys.dtype, None if weight is None else weight.dtype
     if reduction == "none":
         ctx.save_for_backward(features, labels, keys, key_labels, weight)
     else:
         ctx.save_for_backward(*output[3:])
+
+
+def _scaled(saved: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:
+    if saved.dtype == dtype or saved.ndim < 3 or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return upstream * saved
+    rounded = torch.empty_like(saved, dtype=dtype)
+    for own, out in zip(saved.split(_PART, 2), rounded.split(_PART, 2)):
+        out.copy_(upstream * own)  # no second copy of all in float32
+    return rounded
 
 
 def _backward(ctx: Any, upstream: Tensor | None, *others: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -209,12 +229,13 @@ def _backward(ctx: Any, upstream: Tensor | None, *others: Tensor | None) -> tupl
     if upstream is None:
         return None, None, None, None, None, *rest
     if ctx.reduction == "none":
-        gradients = voxel_contrast_backward_op(upstream, *ctx.saved_tensors, *ctx.settings)
+        gradients = voxel_contrast_backward_op(upstream, *ctx.saved_tensors, *ctx.settings, ctx.needs)
     else:
-        gradients = tuple(upstream * saved for saved in ctx.saved_tensors)
-    features, keys, weight = ctx.dtypes
-    grad_weight = None if weight is None else gradients[2].to(weight)
-    return gradients[0].to(features), None, gradients[1].to(keys), None, grad_weight, *rest
+        gradients = tuple(_scaled(saved, upstream, ctx.dtypes[0]) for saved in ctx.saved_tensors)
+    features, keys, weight = (
+        gradient.to(dtype) if need else None for gradient, dtype, need in zip(gradients, ctx.dtypes, ctx.needs)
+    )
+    return features, None, keys, None, weight, *rest
 
 
 voxel_contrast_op.register_autograd(_backward, setup_context=_setup_context)

@@ -148,9 +148,10 @@ def voxel_contrast(
         settings = (float(temperature), ignore_index, normalize, denominator, reduction)
         tensors = (flat, flat_labels, keys, key_labels, flat_weight)
         if impl == "triton":
+            tensors = (*tensors[:4], None if flat_weight is None else flat_weight.float())
             loss, valid, skipped = voxel_contrast_device_op(*tensors, *settings, needs)[:3]
         else:
-            loss, valid, skipped = voxel_contrast_op(*tensors, *settings, any(needs))[:3]
+            loss, valid, skipped = voxel_contrast_op(*tensors, *settings, needs)[:3]
     if reduction == "none":
         loss = loss.view(labels.shape)
     return (loss, VoxelContrastStats(valid, skipped)) if return_stats else loss
@@ -192,9 +193,9 @@ def _lacking(device: torch.device) -> list[str]:
 def _check(
     features: Tensor, labels: Tensor, keys: Tensor, key_labels: Tensor, weight: Tensor | None, temperature: float
 ) -> None:
-    if features.ndim < 3 or not features.is_floating_point():
+    if features.ndim < 3 or features.shape[1] == 0 or not features.is_floating_point():
         raise ValueError(
-            f"features is {features.dtype} of shape {tuple(features.shape)}; expected floating point (B, E, *S)"
+            f"features is {features.dtype} of shape {tuple(features.shape)}; expected floating point (B, E, *S), E > 0"
         )
     check_labels(labels, features, maps_name="features")
     if keys.ndim != 2 or keys.shape[1] != features.shape[1] or not keys.is_floating_point():

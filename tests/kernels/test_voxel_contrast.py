@@ -2,6 +2,7 @@
 """Voxel contrast: the chunked path against its definition, with all gradients, and the laws both obey."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -414,7 +415,7 @@ def test_the_operator_keeps_its_promises_to_torch(denominator, reduction):
     features, labels, bank, key_labels, weight = problem(12, (16,), dtype=torch.float32)
     arguments = (
         features.requires_grad_(), labels, bank.requires_grad_(), key_labels, weight.requires_grad_(),
-        0.1, -1, True, denominator, reduction, True,
+        0.1, -1, True, denominator, reduction, [True, True, True],
     )  # fmt: skip
     checks = ("test_schema", "test_faketensor", "test_autograd_registration")
     result = torch.library.opcheck(torch.ops.ssmis.voxel_contrast.default, arguments, test_utils=checks)
@@ -464,6 +465,85 @@ def test_without_gradient_nothing_is_recorded():
     torch.testing.assert_close(loss, expected.detach())
 
 
+@each
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads_and_inference_mode_do_not_matter(setting, threads):
+    features, labels, bank, key_labels, _ = problem(20, (4, 40))
+    expected = voxel_contrast(features, labels, bank, key_labels, **setting)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.inference_mode():
+            ours = voxel_contrast(features.clone(), labels, bank, key_labels, **setting)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(ours, expected)
+
+
+def test_a_failure_in_a_thread_is_raised_and_leaves_the_number_of_threads_alone():
+    def work(share):
+        raise ZeroDivisionError(str(share))
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(ZeroDivisionError):
+            chunked._spread(work, [0, 1, 2])
+        with ThreadPoolExecutor(1) as pool:  # the default of threads to come
+            seen = [torch.get_num_threads(), pool.submit(torch.get_num_threads).result()]
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [2, 2]
+
+
+@DENOMINATORS
+def test_gradients_repeat_bit_by_bit_also_in_threads(denominator):
+    tensors = problem(21, (200,), keys=40)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        first, *others = (evaluate(*tensors, denominator=denominator) for _ in range(4))
+    finally:
+        torch.set_num_threads(before)
+    for other in others:
+        for own, expected in zip(other, first):
+            assert torch.equal(own, expected)
+
+
+@DENOMINATORS
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("needs", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1)])
+def test_gradients_do_not_depend_on_what_else_is_wanted(denominator, reduction, needs):
+    features, labels, bank, key_labels, weight = problem(22, (70,))
+    arguments = {"denominator": denominator, "reduction": reduction}
+    every = evaluate(features, labels, bank, key_labels, weight, **arguments)
+    leaves = [t.clone().requires_grad_(bool(need)) for t, need in zip((features, bank, weight), needs)]
+    loss = voxel_contrast(leaves[0], labels, leaves[1], key_labels, weight=leaves[2], **arguments)
+    upstream = torch.linspace(0.5, 2, loss.numel(), dtype=loss.dtype).view(loss.shape)
+    (loss * upstream).sum().backward()
+    for leaf, expected, need in zip(leaves, every[3:], needs):
+        if need:
+            assert torch.equal(leaf.grad, expected)
+        else:
+            assert leaf.grad is None
+
+
+@DENOMINATORS
+def test_strides_of_labels_and_weights_do_not_matter(denominator):
+    features, labels, bank, key_labels, weight = problem(23, (6, 8))
+    expected = evaluate(features, labels, bank, key_labels, weight, denominator=denominator)
+
+    def spread(tensor):
+        return torch.stack([tensor, tensor], -1)[..., 0].transpose(1, 2).contiguous().transpose(1, 2)
+
+    ours = evaluate(
+        features, spread(labels), bank, spread(key_labels[None, None])[0, 0], spread(weight), denominator=denominator
+    )
+    for own, other in zip(ours, expected):
+        torch.testing.assert_close(own, other, atol=1e-12, rtol=1e-10)
+
+
 def test_triton_says_why_it_cannot_run(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     features, labels, bank, key_labels, _ = problem(16, (4, 4))
@@ -477,6 +557,7 @@ def test_triton_says_why_it_cannot_run(monkeypatch):
     [
         ({"features": torch.zeros(2, 5)}, "features is"),
         ({"features": torch.zeros(2, 5, 4, dtype=torch.int64)}, "features is"),
+        ({"features": torch.zeros(2, 0, 4), "keys": torch.zeros(3, 0)}, "E > 0"),
         ({"labels": torch.zeros(2, 1, 4, dtype=torch.int64)}, "labels has shape"),
         ({"labels": torch.zeros(2, 4)}, "labels has dtype"),
         ({"keys": torch.zeros(3, 6)}, r"keys is .* expected floating point \(M, 5\)"),
