@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The other hot paths: voxel contrast, rank mask, sliding window, metrics of one case, a batch from the cache."""
+"""The other hot paths: rank mask, sliding window, metrics of one case, a batch from the cache."""
 
 import numpy as np
 import pytest
@@ -7,30 +7,9 @@ import torch
 
 from ssmis.data import BatchMaker, Cache, TwoStreamSampler, la_split, write_phantoms
 from ssmis.engine import Predictor
-from ssmis.kernels import voxel_contrast
 from ssmis.metrics import evaluate_case
+from ssmis.nets import VNet
 from ssmis.uncertainty import lowest_entropy
-
-
-def plain_contrast(features, labels, keys, key_labels):
-    """The plain autograd expression, denominator "all"."""
-    flat = torch.nn.functional.normalize(features.flatten(2).transpose(1, 2).flatten(0, 1), dim=1)
-    log_p = (flat @ torch.nn.functional.normalize(keys, dim=1).T / 0.1).log_softmax(1)
-    positive = (labels.flatten()[:, None] == key_labels).float()
-    return -((log_p * positive).sum(1) / positive.sum(1)).mean()
-
-
-@pytest.mark.parametrize("function", [plain_contrast, voxel_contrast], ids=["plain", "chunked"])
-def test_voxel_contrast(benchmark, function):
-    features = torch.randn(1, 16, 48, 48, 48, requires_grad=True)
-    labels = torch.randint(2, (1, 48, 48, 48))
-    keys, key_labels = torch.randn(256, 16), torch.arange(256) % 2
-
-    def step():
-        features.grad = None
-        function(features, labels, keys, key_labels).backward()
-
-    benchmark(step)
 
 
 @pytest.mark.parametrize("with_padding", [False, True])
@@ -55,6 +34,21 @@ def test_rank_mask_on_a_gpu(benchmark):
 def test_sliding_window_without_the_net(benchmark, blending):
     predictor = Predictor(lambda images: images.repeat(1, 2, 1, 1, 1) * 0 + 0.5, patch=(64, 64, 48), blending=blending)
     benchmark(lambda: predictor.predict(np.zeros((1, 95, 71, 44), np.float32)))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("blending", ["uniform", "gaussian"])
+def test_sliding_window_on_a_gpu(benchmark, blending):
+    net = VNet(dims=3, widths=(16, 32, 64, 128, 256)).cuda().eval()
+    predictor = Predictor(
+        lambda images: net(images).logits.softmax(1), patch=(112, 112, 80), blending=blending, device="cuda"
+    )
+
+    def step():
+        predictor.predict(np.zeros((1, 190, 142, 88), np.float32))
+        torch.cuda.synchronize()
+
+    benchmark(step)
 
 
 def test_metrics_of_one_case(benchmark):
