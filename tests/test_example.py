@@ -36,7 +36,7 @@ def test_three_rows_with_scores_of_every_held_out_case(finished):
     for row in ("supervised", "dual_uncertainty", "all_labels"):
         assert f"| {row} " in table
         with (out / row / "cases.csv").open() as file:
-            assert len({line["case"] for line in csv.DictReader(file)}) == 12
+            assert len({line["case"] for line in csv.DictReader(file)}) == 48
     assert (out / "cases.png").read_bytes().startswith(b"\x89PNG")
 
 
