@@ -24,6 +24,7 @@ ALLOWED = {
     "recipes": {*COMPONENTS, "losses"},
     "engine": {"data", "recipes", "metrics", "uncertainty", "nets", "memory", "losses", "schedules"},
     "report": {"data", "metrics"},
+    "study": {"data", "recipes", "engine", "report"},
 }
 SHARED = {"registry", "_checks", "_classes", "_optional"}  # anyone may import these; they import no folder
 EDGES = {"cli", "__main__"}  # these may import anything; nothing imports them

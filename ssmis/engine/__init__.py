@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training, inference and evaluation of recipes."""
 
+from ssmis.engine.budget import seconds_per_step, steps_for
 from ssmis.engine.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from ssmis.engine.config import FitConfig
 from ssmis.engine.evaluate import CaseResult, evaluate
@@ -13,9 +14,11 @@ from ssmis.engine.protocols import PROTOCOLS
 from ssmis.engine.quality import PseudoLabelQuality
 from ssmis.engine.record import write_evaluation
 from ssmis.engine.slices import SlicePredictor
+from ssmis.engine.validation import BestOnValidation
 
 __all__ = [
     "PROTOCOLS",
+    "BestOnValidation",
     "CaseResult",
     "CheckpointError",
     "DeadTermError",
@@ -31,5 +34,7 @@ __all__ = [
     "largest_component",
     "load_checkpoint",
     "save_checkpoint",
+    "seconds_per_step",
+    "steps_for",
     "write_evaluation",
 ]

@@ -23,6 +23,7 @@ from ssmis.engine.guard import TermGuard
 from ssmis.engine.lock import locked
 from ssmis.engine.log import CsvLog
 from ssmis.engine.optim import clip_gradients, make_optimizer, set_learning_rate
+from ssmis.engine.record import changed_settings
 from ssmis.engine.runtime import (
     apply_memory_format,
     environment,
@@ -245,11 +246,8 @@ class _Run:
 
     def _load(self) -> None:
         state = load_checkpoint(self.last, map_location=self.device)
-        old, new = _flat(state["settings"]), _flat(self.settings)
-        changed = [name for name in old | new if old.get(name) != new.get(name) and name not in _MAY_CHANGE]
-        if changed:
-            told = ", ".join(f"{name} was {old.get(name)} and is {new.get(name)}" for name in changed)
-            raise ValueError(f"{self.last} was made with other settings: {told}")
+        if changed := changed_settings(state["settings"], self.settings):
+            raise ValueError(f"{self.last} was made with other settings: {changed}")
         self.recipe.load_state_dict(state["recipe"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
@@ -294,17 +292,3 @@ class _Run:
             yield
         finally:
             self.recipe.students = own
-
-
-_MAY_CHANGE = tuple(f"fit.{name}" for name in ("device", "checkpoint_every", "max_skipped", "patience"))
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as `outer.inner` -> value."""
-    found: dict[str, Any] = {}
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            found |= _flat(value, f"{prefix}{name}.")
-        else:
-            found[prefix + name] = value
-    return found

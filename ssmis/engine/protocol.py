@@ -69,6 +69,10 @@ class Protocol:
     convention: Convention = "default"
     foreground_margin: int | None = 8
 
+    def load(self, case: Case, *, with_label: bool = True) -> Volume:
+        """Read a case on its original grid, as it is scored."""
+        return load_la(case, with_label=with_label, classes=max(self.classes) + 1)
+
     def cache(self, cases: Sequence[Case], folder: Path | str) -> Cache:
         """Decode `cases` once, on this protocol's grid."""
         if self.resize is not None:
@@ -125,7 +129,7 @@ class Protocol:
             predictor,
             cases,
             classes=self.classes,
-            load=self._volume,
+            load=self.load,
             convention=self.convention,
             largest=True,
             foreground_margin=self.foreground_margin,
@@ -156,11 +160,8 @@ class Protocol:
         )
         return windows if self.resize is None else SlicePredictor(windows, self.resize)
 
-    def _volume(self, case: Case, *, with_label: bool = True) -> Volume:
-        return load_la(case, with_label=with_label, classes=max(self.classes) + 1)
-
     def _load(self, case: Case, *, with_label: bool = True) -> Volume:
-        volume = self._volume(case, with_label=with_label)
+        volume = self.load(case, with_label=with_label)
         return volume if self.resize is None else resize_slice(volume, self.resize)
 
 

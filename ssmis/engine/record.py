@@ -63,3 +63,24 @@ def write_evaluation(out: Path | str, results: Sequence[CaseResult], how: Mappin
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps({**record, "evaluation": facts}, indent=1), encoding="utf-8")
     temporary.replace(path)
+
+
+def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Tell which settings of a run differ, other than those that do not matter to what it computes; else empty."""
+    before, now = _flat(old), _flat(new)
+    changed = [name for name in before | now if before.get(name) != now.get(name) and name not in _MAY_CHANGE]
+    return ", ".join(f"{name} was {before.get(name)} and is {now.get(name)}" for name in changed)
+
+
+_MAY_CHANGE = tuple(f"fit.{name}" for name in ("device", "checkpoint_every", "max_skipped", "patience"))
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as `outer.inner` -> value."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = value
+    return found

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics of segmentations: overlap, surface distances, calibration, and summaries over cases."""
+"""Metrics of segmentations: overlap, surface distances, calibration, and summaries over cases and seeds."""
 
 from ssmis.metrics.calibration import (
     Calibration,
@@ -10,6 +10,7 @@ from ssmis.metrics.calibration import (
 )
 from ssmis.metrics.cases import DISTANCES, METRICS, CaseScore, evaluate_case, read_cases_csv, write_cases_csv
 from ssmis.metrics.overlap import Overlap, dice, jaccard, mask_overlap, overlap_per_class
+from ssmis.metrics.seeds import SeedDifference, SeedSummary, compare_seeds, summarise_seeds
 from ssmis.metrics.summary import (
     MISSED,
     Missed,
@@ -35,12 +36,15 @@ __all__ = [
     "Overlap",
     "PairedDifference",
     "Reliability",
+    "SeedDifference",
+    "SeedSummary",
     "Summary",
     "SurfaceDistances",
     "bootstrap_interval",
     "calibration",
     "calibration_per_class",
     "compare_runs",
+    "compare_seeds",
     "dice",
     "evaluate_case",
     "jaccard",
@@ -50,6 +54,7 @@ __all__ = [
     "pool_reliability",
     "read_cases_csv",
     "summarise",
+    "summarise_seeds",
     "summarise_values",
     "surface_distances",
     "write_cases_csv",

@@ -63,7 +63,7 @@ def summarise(
 
     Empty case: with no applicable case the numbers are nan; the spread of a single case is nan.
     """
-    values, n_miss, unit = _case_values(rows, metric=metric, label=label, missed=missed)
+    values, n_miss, unit = case_values(rows, metric=metric, label=label, missed=missed)
     return _summary(metric, list(values.values()), n_miss, unit, missed, resamples, seed)
 
 
@@ -118,8 +118,8 @@ def compare_runs(
     Raises:
         ValueError: what `summarise` raises, other cases in `b` than in `a`, or another unit or tolerance.
     """
-    ours, _, unit = _case_values(a, metric=metric, label=label, missed=missed)
-    theirs, _, other = _case_values(b, metric=metric, label=label, missed=missed)
+    ours, _, unit = case_values(a, metric=metric, label=label, missed=missed)
+    theirs, _, other = case_values(b, metric=metric, label=label, missed=missed)
     if ours.keys() != theirs.keys():
         alone = sorted(ours.keys() ^ theirs.keys())
         raise ValueError(f"{len(alone)} cases are in only one of a and b, the first is {alone[0]!r}; expected the same")
@@ -158,10 +158,10 @@ def paired_difference(
     return PairedDifference(len(differences), len(a) - len(differences), mean, low, high, p_value)
 
 
-def _case_values(
+def case_values(
     rows: Sequence[CaseScore], *, metric: str, label: int | None, missed: Missed
 ) -> tuple[dict[str, float], int, str]:
-    """Case -> value (nan where not applicable), how many cases have a miss, and the unit that all of them share."""
+    """Return case -> value (nan where not applicable), how many cases have a miss, and the unit that all share."""
     check_choice(metric, METRICS, name="metric")
     check_choice(missed, MISSED, name="missed")
     cases: dict[str, list[CaseScore]] = {}

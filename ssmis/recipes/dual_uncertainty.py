@@ -4,6 +4,7 @@
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -47,6 +48,7 @@ class DualUncertaintyConfig:
         rectified_weight: of the cross pseudo supervision with KL weight.
         rectified_into: "both" nets learn from each other, or only the "first" or "second" from the other.
         rectified_on: "unlabelled" volumes, or "all".
+        kl_rectified: weight the cross pseudo supervision by KL; False is plain cross-entropy, to see what it is worth.
         teacher: what makes the pseudo-labels of a net, and their entropy: its "peer" on the same view, or "average":
             the mean of the moving averages of both nets, on the weak view.
         teacher_decay: of the moving averages.
@@ -79,6 +81,7 @@ class DualUncertaintyConfig:
     rectified_weight: float = 1.0
     rectified_into: str = "both"
     rectified_on: str = "unlabelled"
+    kl_rectified: bool = True
     teacher: str = "peer"
     teacher_decay: float = 0.99
     detach_weight: bool | None = None
@@ -221,8 +224,8 @@ class DualUncertainty(Recipe):
                 add("disagreement", gap, c.disagreement_weight)
             if c.rectified_weight > 0 and c.rectified_into in ("both", place):
                 own, other = (outputs[name].logits, outputs[peer].logits) if everything else (own_u, peer_u)
-                rectified = kl_rectified_ce(own, other, detach_weight=c.detach_weight, mask=everywhere, **targets)
-                add("rectified", rectified, c.rectified_weight * ramp)
+                loss: Any = partial(kl_rectified_ce, detach_weight=c.detach_weight) if c.kl_rectified else pseudo_ce
+                add("rectified", loss(own, other, mask=everywhere, **targets), c.rectified_weight * ramp)
             if c.filtered_weight > 0:
                 filtered = pseudo_ce(own_u, peer_u, mask=keep[peer], **targets)
                 add("filtered", filtered, c.filtered_weight * ramp)

@@ -4,6 +4,16 @@
 from ssmis.report.html import write_report
 from ssmis.report.pictures import case_picture
 from ssmis.report.runs import CaseView, ReportRun, pick_cases
+from ssmis.report.study import Study, read_study
 from ssmis.report.tables import format_table
 
-__all__ = ["CaseView", "ReportRun", "case_picture", "format_table", "pick_cases", "write_report"]
+__all__ = [
+    "CaseView",
+    "ReportRun",
+    "Study",
+    "case_picture",
+    "format_table",
+    "pick_cases",
+    "read_study",
+    "write_report",
+]

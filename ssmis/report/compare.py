@@ -88,9 +88,17 @@ def runs_table(folders: Sequence[Path | str]) -> str:
     return format_table(headers, rows)
 
 
-def check_comparable(a: Run, b: Run) -> None:
-    """Raise ValueError if the numbers of two runs must not stand in one table."""
+def check_comparable(a: Run, b: Run, *, checkpoints: bool = False) -> None:
+    """Raise ValueError if the numbers of two runs must not stand in one table.
+
+    Args:
+        a: a run.
+        b: another.
+        checkpoints: the table has a column for the rule of the checkpoint, so that it may differ.
+    """
     for name in SHARED:
+        if checkpoints and name == "checkpoint":
+            continue
         ours, theirs = a.fact(name), b.fact(name)
         if ours != theirs:
             raise ValueError(f"{b.folder} has {name} {theirs!r}, {a.folder} has {ours!r}: their numbers do not compare")

@@ -228,7 +228,7 @@ def test_slices_are_resized_for_training_and_volumes_predicted_slice_by_slice(sl
     assert batch.labelled.shape == (1, 1, 16, 16)
     assert set(batch.labels.unique().tolist()) == {0, 1, 2, 3}
     recipe = Supervised(small_nets(names=("vnet",), dims=2, classes=4))
-    (result,) = evaluate(protocol.predictor(recipe), slices.test, classes=(1, 2, 3), load=protocol._volume)
+    (result,) = evaluate(protocol.predictor(recipe), slices.test, classes=(1, 2, 3), load=protocol.load)
     assert result.prediction.shape == (3, 24, 20)
     assert [score.label for score in result.scores] == [1, 2, 3]
 

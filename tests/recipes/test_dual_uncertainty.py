@@ -194,6 +194,16 @@ def test_padding_of_unlabelled_volumes_trains_nothing():
     assert torch.allclose(terms["rectified/resnet"].value, expected)
 
 
+def test_without_the_kl_weight_the_term_is_plain_cross_pseudo_supervision():
+    from ssmis.losses import pseudo_ce
+
+    recipe, batch = DualUncertainty(small_nets(), kl_rectified=False), small_batch(valid=True)
+    terms = recipe(batch, 0.5)
+    own, peer = (batch.split(recipe.students[name](batch.images))[1].logits for name in ("resnet", "vnet"))
+    assert torch.allclose(terms["rectified/resnet"].value, pseudo_ce(own, peer, mask=batch.valid))
+    assert gradients(terms["rectified/resnet"].value, recipe)["resnet"] > 0
+
+
 def test_batch_has_no_place_for_unlabelled_labels():
     fields = {field.name for field in dataclasses.fields(Batch)}
     assert fields == {"labelled", "labels", "unlabelled", "strong", "valid", "cases", "key"}

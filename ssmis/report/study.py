@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A study as a table: rows and seeds from run folders, unfinished ones marked, differences against the seed spread."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import isnan, nan
+from pathlib import Path
+from typing import Any
+
+from ssmis.metrics import CaseScore, SeedSummary, compare_seeds, summarise_seeds
+from ssmis.report.compare import Run, check_comparable, read_run
+from ssmis.report.runs import read_log
+from ssmis.report.tables import format_table
+
+Scores = Sequence[CaseScore]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training of a study: its row, seed and folder, and its scores once it is finished.
+
+    Attributes:
+        row: name of the row.
+        seed: of the training.
+        folder: run folder, which need not exist yet.
+        steps: that the training has.
+    """
+
+    row: str
+    seed: int
+    folder: Path
+    steps: int
+
+    @cached_property
+    def result(self) -> Mapping[str, Any]:
+        """What `result.json` holds: minutes, peak memory, best step; empty while the cell is not finished."""
+        path = self.folder / "result.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    @cached_property
+    def runs(self) -> Mapping[str, Run]:
+        """Checkpoint ("last", "best") -> scored run; empty while the cell is not finished."""
+        if not self.result:
+            return {}
+        folders = {"last": self.folder, "best": self.folder / "best"}
+        return {name: read_run(folder) for name, folder in folders.items() if folder.is_dir()}
+
+    def __str__(self) -> str:
+        if self.result:
+            return "finished"
+        if not (self.folder / "metrics.csv").is_file():
+            return "not begun"
+        done = len(read_log(self.folder / "metrics.csv").get("step", ()))
+        return f"step {done} of {self.steps}" if done < self.steps else "trained, not scored"
+
+
+@dataclass(frozen=True)
+class Study:
+    """Rows by seeds, as `ssmis.study.run` leaves them in a folder.
+
+    Attributes:
+        folder: of the study.
+        facts: what `study.json` holds.
+    """
+
+    folder: Path
+    facts: Mapping[str, Any]
+
+    @cached_property
+    def cells(self) -> Mapping[str, Sequence[Cell]]:
+        """Row -> its cells, a seed each."""
+        steps, seeds = self.facts["steps"], self.facts["seeds"]
+        return {
+            row: [Cell(row, seed, self.folder / row / f"seed{seed}", steps[row]) for seed in seeds] for row in steps
+        }
+
+    @property
+    def finished(self) -> bool:
+        """Whether every cell is."""
+        return all(cell.result for cells in self.cells.values() for cell in cells)
+
+    def scores(self, row: str, *, checkpoint: str = "last", post_processing: str = "none") -> list[Scores]:
+        """Scores of the finished cells of a row, a seed each."""
+        runs = [cell.runs[checkpoint] for cell in self.cells[row] if checkpoint in cell.runs]
+        return [run.scores[post_processing] for run in runs if post_processing in run.scores]
+
+    def __str__(self) -> str:
+        """The table of scores, the cells that are not finished, and the differences between rows."""
+        runs = [run for cells in self.cells.values() for cell in cells for run in cell.runs.values()]
+        for run in runs[1:]:
+            check_comparable(runs[0], run, checkpoints=True)
+        parts = [f"{self._about()}\n"]
+        if runs:
+            parts.append(self._scores(runs[0]) + "\n")
+        if not self.finished:
+            heads = ["row", *(f"seed {seed}" for seed in self.facts["seeds"])]
+            rows = [[row, *map(str, cells)] for row, cells in self.cells.items()]
+            parts.append("Not finished; the same command continues:\n\n" + format_table(heads, rows) + "\n")
+        if differences := self.differences():
+            parts.append("\n".join(f"- {line}" for line in differences) + "\n")
+        return "\n".join(parts)
+
+    def differences(self, *, metric: str = "dice") -> list[str]:
+        """One line for each row and each row it is held against: the difference, and whether seeds explain it."""
+        lines: list[str] = []
+        told_of: set[frozenset[str]] = set()
+        for base in self.facts["against"]:
+            for row in self.cells:
+                ours, theirs = self.scores(row), self.scores(base)
+                if row == base or {row, base} in told_of or not ours or not theirs:
+                    continue
+                told_of.add(frozenset({row, base}))
+                factor, points = (100, " points") if metric in ("dice", "jaccard", "nsd") else (1, "")
+                found = compare_seeds(ours, theirs, metric=metric)
+                told = f"{row} against {base}: {metric} {factor * found.mean:+.2f}{points}"
+                if found.within_spread is None:
+                    lines.append(f"{told}; fewer than two seeds on one side, so nothing is known of the seed spread")
+                    continue
+                reach = f"95 % by the seed spread {factor * found.low:+.2f} to {factor * found.high:+.2f}"
+                verdict = "within the seed spread" if found.within_spread else "beyond the seed spread"
+                lines.append(f"{told}, {reach}: {verdict}")
+        return lines
+
+    def _about(self) -> str:
+        facts = self.facts
+        text = (
+            f"Protocol {facts['protocol']}, {facts['labelled']} labelled and {facts['unlabelled']} unlabelled cases, "
+        )
+        text += f"{facts['cases']} {facts['scored']} cases scored, {len(facts['seeds'])} seeds"
+        if facts["minutes"] is not None:
+            text += f", {facts['minutes']:g} minutes of training steps a run"
+        text += ". Mean ± standard deviation over seeds; the interval is over seeds and cases."
+        if facts["scored"] == "validation" and facts["best"]:
+            text += " The best checkpoint is chosen on the very cases that are scored: its row flatters."
+        return text
+
+    def _scores(self, first: Run) -> str:
+        unit = first.fact("evaluation.unit")
+        distance = "asd" if first.fact("evaluation.convention") == "medpy" else "assd"
+        heads = ["row", "seeds", "checkpoint", "post-processing", "Dice %", "95 % interval", "worst", "Jaccard %"]
+        heads += [f"HD95 {unit}", f"{distance.upper()} {unit}", "missed", "steps", "minutes", "peak MB"]
+        rows: list[list[object]] = []
+        for row, cells in self.cells.items():
+            done = [cell for cell in cells if cell.result]
+            if not done:
+                rows.append([row, f"0 of {len(cells)}", *("unfinished",) * 2, *("n/a",) * (len(heads) - 4)])
+                continue
+            seeds = str(len(done)) if len(done) == len(cells) else f"{len(done)} of {len(cells)}, unfinished"
+            minutes = sum(cell.result["minutes"] for cell in done) / len(done)
+            peak = max(cell.result["peak_memory_mb"] for cell in done)
+            for checkpoint, run in done[0].runs.items():
+                for post in run.scores:
+                    scores = self.scores(row, checkpoint=checkpoint, post_processing=post)
+                    names: list[object] = [row, seeds, checkpoint, post.replace("_", " ")]
+                    rows.append([*names, *_numbers(scores, distance), cells[0].steps, f"{minutes:.1f}", f"{peak:.0f}"])
+        return format_table(heads, rows)
+
+
+def read_study(folder: Path | str) -> Study:
+    """Read a study from its folder, finished or not; `print` it for the table.
+
+    Raises:
+        ValueError: there is no `study.json`.
+    """
+    path = Path(folder) / "study.json"
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such file; expected the folder of a study")
+    return Study(path.parent, json.loads(path.read_text(encoding="utf-8")))
+
+
+def _numbers(runs: Sequence[Scores], distance: str) -> list[object]:
+    dice, jaccard, hd95, mean = (summarise_seeds(runs, metric=m) for m in ("dice", "jaccard", "hd95", distance))
+    worst = min((score.dice for run in runs for score in run if score.status != "na"), default=nan)
+    return [
+        _spread(dice, 100),
+        f"{100 * dice.low:.1f} to {100 * dice.high:.1f}",
+        f"{100 * worst:.1f}",
+        _spread(jaccard, 100),
+        _spread(hd95),
+        _spread(mean),
+        dice.n_miss,
+    ]
+
+
+def _spread(found: SeedSummary, factor: float = 1) -> str:
+    sd = "" if isnan(found.sd) else f" ± {factor * found.sd:.2f}"
+    return f"{factor * found.mean:.2f}{sd}"

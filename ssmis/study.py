@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several seeds as the unit of work: rows by seeds, trained, scored and written as one table; resumable throughout."""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ssmis.data import Batch, Case, Split
+from ssmis.engine import PROTOCOLS, BestOnValidation, FitResult, Protocol, fit
+from ssmis.engine.budget import seconds_per_step, steps_for
+from ssmis.engine.lock import locked
+from ssmis.engine.record import changed_settings, list_facts
+from ssmis.recipes import Recipe, Supervised, dual_nets
+from ssmis.registry import RECIPES
+from ssmis.report.study import Cell, Study, read_study
+
+__all__ = ["nets_of", "run"]
+
+Build = Callable[[Protocol], Recipe]
+SUPERVISED = "supervised"
+
+
+def run(
+    protocol: Protocol | str,
+    recipe: str | Build | Mapping[str, Build],
+    *,
+    split: Split,
+    out: Path | str,
+    seeds: int | Sequence[int] = 3,
+    minutes: float | None = None,
+    validations: int = 10,
+    against: Sequence[str] = (SUPERVISED,),
+    progress: bool = True,
+    tell: Callable[[str], None] | None = None,
+) -> Study:
+    """Train and score every row with every seed, and return the study; `print` it for the table.
+
+    A row is a method, a cell is one training of it with one seed, and `out/<row>/seed<seed>` is its run folder. Within
+    a seed all rows begin with the same random state. A row `supervised`, labelled cases only, comes first: the nets of
+    the first method, as many steps or minutes.
+
+    Test cases are scored, or the validation cases where there are no test cases. The last checkpoint is always scored;
+    with validation cases also the best of `validations` looks at them, by mean Dice. Where these cases are the scored
+    ones, the best is chosen on what it is scored on, and the table says so. Test cases are closed while anything
+    trains.
+
+    Each finished cell is written down at once, and `out/table.md` with it. The same call again continues: it skips
+    finished cells, resumes a begun one at its checkpoint, and leaves out what another process works on. More seeds or
+    rows may be added; other settings are an error.
+
+    Args:
+        protocol: or its name in `PROTOCOLS`.
+        recipe: name in `RECIPES` of a method of two nets, with the protocol's `preset` if it is `dual_uncertainty`; or
+            protocol -> `Recipe`; or name of the row -> such a call, for several rows.
+        split: cases by their role.
+        out: folder of the study.
+        seeds: how many, from 0 on, or which.
+        minutes: of training steps a run, instead of the protocol's `fit.steps`: the speed of all rows is measured side
+            by side first (`seconds_per_step`), and kept in `study.json`, so every seed has as many steps and a schedule
+            that depends on nothing else. Validation and scoring take their time on top.
+        validations: looks at the validation cases in a run, evenly spaced.
+        against: rows that all others are held against, by the seed spread (`compare_seeds`).
+        progress: show bars.
+        tell: called with a line about what begins, such as `print`.
+
+    Raises:
+        ValueError: unknown names, nothing to score, or a study in `out` with other settings.
+        FileExistsError: another process measures speeds in `out`.
+        DataError: from reading cases.
+    """
+    protocol = PROTOCOLS[protocol] if isinstance(protocol, str) else protocol
+    rows = _rows(recipe)
+    seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds is {seeds}; expected at least one, each once")
+    if unknown := [name for name in against if name not in rows]:
+        raise ValueError(f"against names {unknown}; expected some of {list(rows)}")
+    scored = split.test or split.val
+    if not scored:
+        raise ValueError("split has neither test nor validation cases; expected some to score")
+    out = Path(out)
+    plan = _Plan(protocol, rows, split, scored, out, minutes, validations, progress, tell or (lambda line: None))
+    with locked(out):
+        _write(out / "study.json", plan.facts(seeds, against))
+    cells = read_study(out).cells
+    for seed in seeds:  # seed by seed, so that an unfinished study compares what it has
+        for cell in (cell for name in rows for cell in cells[name] if cell.seed == seed):
+            try:
+                plan.finish(cell)
+            except FileExistsError:
+                plan.tell(f"{cell.row}, seed {seed}: another process trains it")
+                continue
+            (out / "table.md").write_text(f"{read_study(out)}", encoding="utf-8")
+    return read_study(out)
+
+
+def _rows(recipe: str | Build | Mapping[str, Build]) -> dict[str, Build]:
+    """Name -> builder, the supervised row first."""
+    if isinstance(recipe, str):
+        entry = RECIPES[recipe]  # an unknown name is told here
+
+        def by_name(protocol: Protocol, name: str = entry.name) -> Recipe:
+            extra = {"preset": protocol.preset} if name == "dual_uncertainty" else {}
+            made: Recipe = RECIPES.create(name, nets_of(protocol), **extra)
+            return made
+
+        recipe = {recipe: by_name}
+    elif not isinstance(recipe, Mapping):
+        recipe = {getattr(recipe, "__name__", "method").strip("<>"): recipe}
+    if not recipe:
+        raise ValueError("recipe is empty; expected at least one row")
+    for name in recipe:
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*", name):
+            raise ValueError(f"row {name!r} names a folder; expected letters, digits and _ . + -")
+    first = next(iter(recipe.values()))
+
+    def baseline(protocol: Protocol) -> Recipe:
+        method = first(protocol)
+        return Supervised(dict(method.students))
+
+    return {SUPERVISED: recipe.get(SUPERVISED, baseline), **recipe}
+
+
+def nets_of(protocol: Protocol) -> dict[str, torch.nn.Module]:
+    """Return the dual-network pair, new, with the widths, dropout, classes and axes of a protocol."""
+    return dual_nets(
+        classes=max(protocol.classes) + 1, dims=len(protocol.patch), widths=protocol.widths, dropout=protocol.dropout
+    )
+
+
+@dataclass(frozen=True)
+class _Plan:
+    protocol: Protocol
+    rows: Mapping[str, Build]
+    split: Split
+    scored: Sequence[Case]
+    out: Path
+    minutes: float | None
+    validations: int
+    progress: bool
+    tell: Callable[[str], None]
+
+    def facts(self, seeds: Sequence[int], against: Sequence[str]) -> dict[str, Any]:
+        """What `study.json` holds; steps that it has already are kept."""
+        old = json.loads(path.read_text(encoding="utf-8")) if (path := self.out / "study.json").is_file() else {}
+        fixed = {
+            "protocol": self.protocol.name or "of its own",
+            "labelled": len(self.split.labelled),
+            "unlabelled": len(self.split.unlabelled),
+            "scored": "test" if self.split.test else "validation",
+            "cases": len(self.scored),
+            "cases_sha256": list_facts(self.scored)["sha256"],
+            "best": bool(self.split.val),
+            "minutes": self.minutes,
+            "protocol_steps": self.protocol.fit.steps if self.minutes is None else None,
+        }
+        if old and (changed := changed_settings({name: old.get(name) for name in fixed}, fixed)):
+            raise ValueError(f"{path} is of other settings: {changed}; choose another folder")
+        seconds, steps = old.get("seconds_per_step", {}), old.get("steps", {})
+        new = [name for name in self.rows if name not in steps]
+        if self.minutes is None:
+            steps |= dict.fromkeys(new, self.protocol.fit.steps)
+        elif new:
+            self.tell(f"measuring the speed of {', '.join(new)}")
+            makes = {name: partial(self.make, name, 0) for name in new}
+            measured = seconds_per_step(makes, self.protocol.fit)
+            seconds |= measured
+            steps |= {name: steps_for(self.minutes, own) for name, own in measured.items()}
+        everything = list(dict.fromkeys([*old.get("seeds", []), *seeds]))
+        return {**fixed, "seeds": everything, "against": list(against), "steps": steps, "seconds_per_step": seconds}
+
+    def make(self, row: str, seed: int) -> tuple[Recipe, Callable[[int], Batch]]:
+        """A fresh recipe of a row and its batches."""
+        protocol = replace(self.protocol, fit=replace(self.protocol.fit, seed=seed))
+        torch.manual_seed(seed)
+        recipe = self.rows[row](protocol)
+        unlabelled = () if isinstance(recipe, Supervised) else self.split.unlabelled
+        cache = protocol.cache([*self.split.labelled, *unlabelled], self.out / "cache")
+        return recipe, protocol.batches(cache, self.split.labelled, unlabelled)
+
+    def finish(self, cell: Cell) -> None:
+        """Train and score a cell, or what is left of it.
+
+        Raises:
+            FileExistsError: another process trains it.
+            ValueError: it was made with other settings.
+        """
+        recipe, batches = self.make(cell.row, cell.seed)
+        every = max(1, -(-cell.steps // self.validations)) if self.split.val else cell.steps
+        config = replace(self.protocol.fit, seed=cell.seed, steps=cell.steps, callback_every=every)
+        protocol = replace(self.protocol, fit=config)
+        unlabelled = () if isinstance(recipe, Supervised) else self.split.unlabelled
+        facts = protocol.facts(labelled=self.split.labelled, unlabelled=unlabelled, validation=self.split.val)
+        facts |= {"row": cell.row, "recipe": described(recipe)}
+        if cell.result:
+            record = json.loads((cell.folder / "protocol.json").read_text(encoding="utf-8"))
+            settings = json.loads(json.dumps({"fit": asdict(config), **facts}))
+            if changed := changed_settings({name: record.get(name) for name in settings}, settings):
+                raise ValueError(f"{cell.folder} was made with other settings: {changed}")
+            return
+        best = BestOnValidation(protocol, self.split.val, cell.folder) if self.split.val else None
+        self.tell(f"{cell.row}, seed {cell.seed}: {cell.steps} steps, {cell}")
+        done = fit(
+            recipe,
+            batches,
+            config,
+            out=cell.folder,
+            resume=True,
+            facts=facts,
+            held_out=self.split.test,
+            callbacks=[best] if best else [],
+            progress=self.progress,
+        )
+        self.score(cell, protocol, done, best)
+
+    def score(self, cell: Cell, protocol: Protocol, done: FitResult, best: BestOnValidation | None) -> None:
+        """Score the last checkpoint and the best one, then write that the cell is finished."""
+        protocol.score(done.recipe, self.scored, cell.folder)
+        result = {"minutes": done.minutes, "peak_memory_mb": done.peak_memory_mb}
+        if best is not None:
+            folder = cell.folder / "best"
+            folder.mkdir(exist_ok=True)
+            record = json.loads((cell.folder / "protocol.json").read_text(encoding="utf-8"))
+            del record["evaluation"]
+            flatters = not self.split.test
+            record |= {"checkpoint": "best_on_scored" if flatters else "best_on_validation", "step": best.step}
+            _write(folder / "protocol.json", record)
+            protocol.score(best.restore(done.recipe), self.scored, folder)
+            result |= {"best_step": best.step, "best_validation_dice": best.dice}
+        _write(cell.folder / "result.json", result)
+
+
+def described(recipe: Recipe) -> dict[str, Any]:
+    """Return the class of a recipe and, if it has a dataclass as `config`, its fields."""
+    config: Any = getattr(recipe, "config", None)
+    return {
+        "name": type(recipe).__name__,
+        **(asdict(config) if is_dataclass(config) and not isinstance(config, type) else {}),
+    }
+
+
+def _write(path: Path, facts: Mapping[str, Any]) -> None:
+    """Write JSON so that an interruption leaves the old file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(facts, indent=1), encoding="utf-8")
+    temporary.replace(path)

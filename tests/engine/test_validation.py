@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The best checkpoint on validation cases, and steps from minutes."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from recipes.small import small_nets
+
+from ssmis.data import FAMILIES, DataError, write_phantoms
+from ssmis.engine import (
+    BestOnValidation,
+    FitConfig,
+    Protocol,
+    evaluate,
+    fit,
+    load_checkpoint,
+    seconds_per_step,
+    steps_for,
+)
+from ssmis.metrics import summarise
+from ssmis.recipes import Supervised
+
+FIT = FitConfig(steps=6, learning_rate=0.05, callback_every=2, ema_decay=0.5, precision="fp32")
+SMALL = Protocol(patch=(16, 16, 16), name="small", fit=FIT)
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory):
+    root = write_phantoms(tmp_path_factory.mktemp("data"), labelled=2, unlabelled=2, size=(20, 18, 16))
+    (root / "val.list").write_text("phantom_0003\n")
+    return FAMILIES["phantom"].split(root, labelled=2, lists={"train": "train.list", "val": "val.list"})
+
+
+def recipe_of():
+    return Supervised(small_nets(names=("vnet",), dims=3))
+
+
+def trained(split, out, **changes):
+    recipe = recipe_of()
+    protocol = replace(SMALL, fit=replace(FIT, **changes))
+    batches = protocol.batches(protocol.cache(split.labelled, out / "cache"), split.labelled)
+    best = BestOnValidation(protocol, split.val, out)
+    return fit(recipe, batches, protocol.fit, out=out, callbacks=[best], resume=True, progress=False), best
+
+
+def test_the_best_is_kept_and_comes_back_as_it_was(split, tmp_path):
+    done, best = trained(split, tmp_path)
+    lines = (tmp_path / "quality.csv").read_text().splitlines()
+    column = lines[0].split(",").index("validation_dice")
+    values = {int(line.split(",")[0]): float(line.split(",")[column]) for line in lines[1:]}
+    assert list(values) == [2, 4, 6]
+    assert best.dice == pytest.approx(max(values.values()), abs=1e-5)
+    assert values[best.step] == max(values.values())
+    assert load_checkpoint(best.path)["step"] == best.step
+    restored = best.restore(recipe_of())
+    scores = [s for result in evaluate(SMALL.predictor(restored), split.val) for s in result.scores]
+    assert summarise(scores, metric="dice").mean == pytest.approx(best.dice, abs=1e-6)  # averaged weights and all
+    if best.step == 6:
+        assert all(torch.equal(a, b) for a, b in zip(restored.parameters(), done.recipe.parameters()))
+
+
+def test_a_resumed_run_remembers_and_a_new_one_forgets(split, tmp_path):
+    _, best = trained(split, tmp_path)
+    again = BestOnValidation(SMALL, split.val, tmp_path)
+    assert (again.step, again.dice) == (best.step, best.dice)
+    (tmp_path / "checkpoints" / "last.pt").unlink()
+    fresh = BestOnValidation(SMALL, split.val, tmp_path)
+    assert fresh.step == 0
+    assert fresh(2, recipe_of())["validation_dice"] == fresh.dice
+    assert load_checkpoint(fresh.path)["step"] == 2
+
+
+def test_it_needs_labelled_cases(split, tmp_path):
+    with pytest.raises(ValueError, match="cases is empty"):
+        BestOnValidation(SMALL, [], tmp_path)
+    with pytest.raises(DataError, match="has no label to validate against"):
+        BestOnValidation(SMALL, split.unlabelled, tmp_path)(1, recipe_of())
+
+
+def test_steps_are_what_fits_into_the_minutes(split, tmp_path):
+    assert steps_for(15, 1.0) == 900
+    assert steps_for(15, 0.7) == 1285
+    assert steps_for(0.001, 10.0) == 1
+    with pytest.raises(ValueError, match="minutes is 0"):
+        steps_for(0, 1.0)
+    made = []
+
+    def make():
+        made.append(recipe_of())
+        batches = SMALL.batches(SMALL.cache(split.labelled, tmp_path / "cache"), split.labelled)
+        return made[-1], batches
+
+    found = seconds_per_step({"a": make, "b": make}, FIT, steps=2, warmup=1, rounds=2)
+    assert list(found) == ["a", "b"]
+    assert all(0 < seconds < 60 for seconds in found.values())
+    assert len(made) == 4
+    with pytest.raises(ValueError, match="rounds is 0"):
+        seconds_per_step({}, FIT, rounds=0)
+    assert json.loads(json.dumps(found)) == found

@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows by seeds: one table, cells that are finished for good, a study that goes on where it was."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+from recipes.small import small_nets
+
+import ssmis.study
+from ssmis.data import FAMILIES, Augment, write_phantoms
+from ssmis.engine import FitConfig, Protocol
+from ssmis.engine.lock import locked
+from ssmis.metrics import read_cases_csv, summarise, summarise_seeds
+from ssmis.recipes import CrossPseudo, DualUncertainty, Supervised
+from ssmis.report import read_study
+from ssmis.study import run
+
+FIT = FitConfig(steps=4, optimizer="adamw", learning_rate=2e-3, precision="fp32", checkpoint_every=2)
+SMALL = Protocol(
+    name="small", family="phantom", patch=(16, 16, 16), stride=(16, 16, 16), augment=Augment.none(), fit=FIT
+)
+LISTS = {"train": "train.list", "val": "val.list", "test": "test.list"}
+
+
+def cross(protocol):
+    return CrossPseudo(small_nets(dims=3))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = write_phantoms(tmp_path_factory.mktemp("data"), labelled=2, unlabelled=3, test=2, size=(16, 16, 16))
+    (root / "val.list").write_text("phantom_0004\n")
+    return root
+
+
+@pytest.fixture(scope="module")
+def split(root):
+    return FAMILIES["phantom"].split(root, labelled=2, lists=LISTS)
+
+
+def study_of(split, out, **options):
+    return run(SMALL, {"cross": cross}, split=split, out=out, progress=False, **({"seeds": 2} | options))
+
+
+@pytest.fixture(scope="module")
+def finished(split, tmp_path_factory):
+    out = tmp_path_factory.mktemp("study")
+    return study_of(split, out), out
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    return shutil.copytree(finished[1], tmp_path / "study")
+
+
+def cells(text):
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+
+
+def test_one_table_with_everything(finished):
+    study, out = finished
+    assert study.finished
+    text = (out / "table.md").read_text()
+    assert text == str(study)
+    head, _, *rows = cells(text)
+    assert head[:6] == ["row", "seeds", "checkpoint", "post-processing", "Dice %", "95 % interval"]
+    assert head[-3:] == ["steps", "minutes", "peak MB"]
+    kinds = [(row, check, post) for row in ("supervised", "cross") for check in ("last", "best")
+             for post in ("none", "largest component")]  # fmt: skip
+    assert [(row[0], row[2], row[3]) for row in rows] == kinds
+    scores = [read_cases_csv(out / "cross" / f"seed{seed}" / "cases.csv") for seed in (0, 1)]
+    dice = summarise_seeds(scores, metric="dice")
+    assert rows[4][4] == f"{100 * dice.mean:.2f} ± {100 * dice.sd:.2f}"
+    assert rows[4][1] == "2"
+    assert "2 test cases scored" in text
+    assert "flatters" not in text
+    assert "cross against supervised: dice" in text
+    assert "the seed spread" in text
+
+
+def test_the_supervised_row_has_the_nets_of_the_method(finished):
+    _, out = finished
+    for row, expected in (("supervised", 0), ("cross", 2)):
+        record = json.loads((out / row / "seed0" / "protocol.json").read_text())
+        assert record["nets"] == ["resnet", "vnet"]
+        assert record["unlabelled"]["count"] == expected
+        assert record["validation"]["count"] == 1
+        best = json.loads((out / row / "seed0" / "best" / "protocol.json").read_text())
+        assert (record["checkpoint"], best["checkpoint"]) == ("last", "best_on_validation")
+        assert 1 <= best["step"] <= 4
+        assert best["evaluation"]["scored"]["cases"] == ["phantom_0005", "phantom_0006"]
+
+
+def test_a_finished_cell_is_not_touched_again(copied, split):
+    before = {path: path.stat().st_mtime_ns for path in copied.rglob("*.csv")}
+    study_of(split, copied)
+    assert {path: path.stat().st_mtime_ns for path in copied.rglob("*.csv")} == before
+
+
+def test_an_interrupted_study_goes_on_and_gives_the_same(copied, split, finished, monkeypatch):
+    """Cut off within a run, between training and scoring, and before a cell began."""
+    shutil.rmtree(copied / "supervised" / "seed1")
+    (copied / "cross" / "seed0" / "result.json").unlink()
+    shutil.rmtree(copied / "cross" / "seed1")
+    told = str(read_study(copied))
+    assert cells(told)[-2:] == [
+        ["supervised", "finished", "not begun"],
+        ["cross", "trained, not scored", "not begun"],
+    ]
+    assert "Not finished" in told
+    assert ["cross", "0 of 2", "unfinished", "unfinished"] in [row[:4] for row in cells(told)]
+    assert "1 of 2, unfinished" in told
+
+    real = ssmis.study.fit
+
+    def cut(recipe, batches, config, **options):
+        def broken(step):
+            if step == 3:
+                raise KeyboardInterrupt
+            return batches(step)
+
+        return real(recipe, broken if config.seed == 1 else batches, config, **options)
+
+    monkeypatch.setattr(ssmis.study, "fit", cut)
+    with pytest.raises(KeyboardInterrupt):
+        study_of(split, copied)
+    monkeypatch.undo()
+    assert ["supervised", "finished", "step 3 of 4"] in cells(str(read_study(copied)))
+    assert (copied / "cross" / "seed0" / "result.json").exists()  # seed by seed: this one was done before the cut
+
+    again = study_of(split, copied)
+    assert again.finished
+    for row in ("supervised", "cross"):
+        for path in ("cases.csv", "best/cases.csv", "cases_largest.csv"):
+            for seed in (0, 1):
+                name = f"{row}/seed{seed}/{path}"
+                assert (copied / name).read_text() == (finished[1] / name).read_text(), name
+
+
+def test_seeds_and_rows_may_be_added(copied, split):
+    def more(protocol):
+        return DualUncertainty(small_nets(dims=3), contrast_weight=0.0)
+
+    study = run(SMALL, {"cross": cross, "dual": more}, split=split, out=copied, seeds=[0], progress=False,
+                against=("supervised", "cross"))  # fmt: skip
+    assert list(study.cells) == ["supervised", "cross", "dual"]
+    assert [str(cell) for cell in study.cells["dual"]] == ["finished", "not begun"]
+    assert "dual against cross: dice" in str(study)
+    assert "supervised against cross" not in str(study)  # told the other way round already
+    assert "fewer than two seeds" in str(study)
+    study = study_of(split, copied, seeds=3)
+    assert [cell.seed for cell in study.cells["cross"]] == [0, 1, 2]
+
+
+def test_without_test_cases_the_validation_cases_are_scored_and_the_best_flatters(root, tmp_path):
+    lists = {"train": "train.list", "val": "val.list"}
+    split = FAMILIES["phantom"].split(root, labelled=2, lists=lists)
+    study = study_of(split, tmp_path, seeds=[5])
+    assert "1 validation cases scored" in str(study)
+    assert "its row flatters" in str(study)
+    best = json.loads((tmp_path / "cross" / "seed5" / "best" / "protocol.json").read_text())
+    assert best["checkpoint"] == "best_on_scored"
+    result = json.loads((tmp_path / "cross" / "seed5" / "result.json").read_text())
+    scores = read_cases_csv(tmp_path / "cross" / "seed5" / "best" / "cases.csv")
+    assert summarise(scores, metric="dice").mean == pytest.approx(result["best_validation_dice"])
+
+
+def test_without_validation_there_is_the_last_checkpoint_only(root, tmp_path):
+    lists = {"train": "train.list", "test": "test.list"}
+    split = FAMILIES["phantom"].split(root, labelled=2, lists=lists)
+    study = study_of(split, tmp_path, seeds=1)
+    assert {row[2] for row in cells(str(study))[2:]} == {"last"}
+    assert not (tmp_path / "cross" / "seed0" / "best").exists()
+
+
+def test_minutes_become_steps_once(split, tmp_path, monkeypatch):
+    asked = []
+
+    def speeds(rows, config):
+        asked.append(list(rows))
+        for make in rows.values():
+            recipe, batches = make()
+            assert batches(0).labelled.shape[0] == 2
+            assert isinstance(recipe, (Supervised, CrossPseudo))
+        return {"supervised": 1.0, "cross": 2.0}
+
+    monkeypatch.setattr(ssmis.study, "seconds_per_step", speeds)
+    study = study_of(split, tmp_path, seeds=1, minutes=0.1)
+    assert study.facts["steps"] == {"supervised": 6, "cross": 3}
+    assert "0.1 minutes of training steps a run" in str(study)
+    study_of(split, tmp_path, seeds=2, minutes=0.1)
+    assert asked == [["supervised", "cross"]]
+    with pytest.raises(ValueError, match=r"minutes was 0\.1 and is 0\.2; choose another folder"):
+        study_of(split, tmp_path, minutes=0.2)
+
+
+def test_another_process_keeps_its_cell(split, tmp_path):
+    told = []
+    with locked(tmp_path / "cross" / "seed0"):
+        study = study_of(split, tmp_path, seeds=1, tell=told.append)
+    assert str(study.cells["supervised"][0]) == "finished"
+    assert not study.finished
+    assert told[-1] == "cross, seed 0: another process trains it"
+
+
+def test_a_recipe_by_name_takes_the_protocols_preset(split, tmp_path):
+    protocol = replace(SMALL, widths=(4, 4, 4, 4, 4), preset="balanced", fit=replace(FIT, steps=1))
+    study = run(protocol, "dual_uncertainty", split=split, out=tmp_path, seeds=1, progress=False)
+    record = json.loads((tmp_path / "dual_uncertainty" / "seed0" / "protocol.json").read_text())
+    assert record["recipe"]["name"] == "DualUncertainty"
+    assert record["recipe"]["filter_scope"] == "class"
+    assert study.finished
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"seeds": []}, r"seeds is \[\]"),
+        ({"seeds": [1, 1]}, r"seeds is \[1, 1\]"),
+        ({"against": ("paper",)}, r"against names \['paper'\]; expected some of \['supervised', 'cross'\]"),
+    ],
+)
+def test_errors_name_the_argument(split, tmp_path, options, told):
+    with pytest.raises(ValueError, match=told):
+        study_of(split, tmp_path, **options)
+
+
+def test_errors_of_names_and_folders(split, tmp_path, copied):
+    with pytest.raises(ValueError, match="unknown recipe 'dual'"):
+        run(SMALL, "dual", split=split, out=tmp_path)
+    with pytest.raises(ValueError, match="row 'a/b' names a folder"):
+        run(SMALL, {"a/b": cross}, split=split, out=tmp_path)
+    with pytest.raises(ValueError, match="neither test nor validation"):
+        run(SMALL, {"cross": cross}, split=replace(split, val=(), test=()), out=tmp_path)
+    with pytest.raises(ValueError, match="there is no such file; expected the folder of a study"):
+        read_study(tmp_path)
+    with pytest.raises(ValueError, match=r"supervised/seed0 was made with other settings: protocol\.stride"):
+        run(replace(SMALL, stride=(8, 8, 8)), {"cross": cross}, split=split, out=copied, seeds=2, progress=False)
+    with pytest.raises(ValueError, match=r"protocol_steps was 4 and is 9"):
+        run(replace(SMALL, fit=replace(FIT, steps=9)), {"cross": cross}, split=split, out=copied, progress=False)
