@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MkDocs hook: fills `{{ table LOSSES }}` and `{{ api ssmis.losses }}` in pages from what the package exports."""
+"""MkDocs hook: fills `{{ table LOSSES }}`, `{{ formulas LOSSES }}` and `{{ api ssmis.losses }}` from the package."""
 
 import inspect
 import re
+import sys
 from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
@@ -12,7 +13,7 @@ import griffe
 import ssmis
 from ssmis.registry import Registry
 
-MARKER = re.compile(r"^\{\{ (table|api) ([\w.]+) \}\}$", re.MULTILINE)
+MARKER = re.compile(r"^\{\{ (table|formulas|api) ([\w.]+) \}\}$", re.MULTILINE)
 SECTION = re.compile(r"\n*^(Gradient|Empty case|Paper):\s*(.*(?:\n[ \t]+\S.*)*)", re.MULTILINE)
 DOCTEST = re.compile(r"^>>> .*(?:\n.*\S.*)*", re.MULTILINE)
 
@@ -47,6 +48,23 @@ def component_table(registry: Registry) -> str:
     return "\n".join(lines)
 
 
+def formulas(registry: Registry) -> str:
+    """Return for every component its name, summary, formula, gradient, empty case and paper, from its docstring."""
+    parts = []
+    for name in registry:
+        entry = registry[name]
+        module = sys.modules[entry.factory.__module__]
+        pointer = re.search(r"\bsee `(?:[\w.]+\.)?(\w+)`", inspect.getdoc(entry.factory) or "", re.IGNORECASE)
+        source = getattr(module, pointer[1]) if pointer else entry.factory
+        text = inspect.getdoc(source) or ""
+        about = re.split(r"\n(?:Args|Returns|Raises|Gradient|Empty case|Paper):", text)[0].strip()
+        link = f"[`{source.__name__}`][{path_of(source)}]" if source.__module__.startswith("ssmis.") else ""
+        lines = [f"## {name}", about, f"In code: {link}."] if link else [f"## {name}", about]
+        lines += [f"**{found[1]}:** " + re.sub(r"\n[ \t]+", " ", found[2]) for found in SECTION.finditer(text)]
+        parts.append("\n\n".join(lines))
+    return "\n\n".join(parts)
+
+
 def api(module_name: str) -> str:
     """Return mkdocstrings directives for the functions and classes a module exports, file by file, functions first.
 
@@ -78,6 +96,8 @@ def on_page_markdown(markdown: str, **kwargs: Any) -> str:
     """Fill the markers of a page; MkDocs calls this for every page."""
 
     def fill(found: re.Match[str]) -> str:
-        return component_table(getattr(ssmis, found[2])) if found[1] == "table" else api(found[2])
+        if found[1] == "api":
+            return api(found[2])
+        return (component_table if found[1] == "table" else formulas)(getattr(ssmis, found[2]))
 
     return MARKER.sub(fill, markdown)
