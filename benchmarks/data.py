@@ -5,9 +5,9 @@
 
 Patches: both read the same random places of the same cases, image and label, on the original grid, files warm. From h5
 twice: the whole case is decoded and cut, as loaders of this field do, and only the chunks that the patch touches.
-Batches: protocol la/cpu, 2 labelled and 2 unlabelled crops with its augmentation on one thread, as the thread that makes
-them has, against a training step of `dual_uncertainty` at its preset. Repeats alternate; medians and their ratios.
-Without --data it writes phantoms of the size of Left Atrium volumes.
+Batches: protocol la/cpu, 2 labelled and 2 unlabelled crops with its augmentation, on one thread as in training, against
+a training step of `dual_uncertainty` at its preset. Repeats alternate; medians and their ratios. Without --data it
+writes phantoms of the size of Left Atrium volumes.
 """
 
 import argparse

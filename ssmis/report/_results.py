@@ -34,13 +34,30 @@ def results_section(runs: Sequence[ReportRun], metrics: Sequence[str]) -> Markup
     if scored:
         note = "Mean ± standard deviation over cases; below it the bootstrap 95 % interval of the mean. A missed case "
         note += "counts with Dice 0 and the image diagonal as distance."
-        parts += [element("p", note, class_="muted"), _differences(scored, metrics[0])]
+        parts += [element("p", note, class_="muted"), _differences(scored, metrics[0]), _largest(scored, metrics)]
         drawn = list(dict.fromkeys([metrics[0], *(metric for metric in metrics if metric not in SHARES)]))[:3]
         about = f"Cases from the worst to the best of {scored[0][1].name}, for each metric anew."
         parts.append(element("p", about, class_="muted"))
         parts.append(element("div", *(_by_case(runs, scored, metric) for metric in drawn), class_="grid"))
         parts.append(_all_scores(scored, metrics[0]))
     return section("Results", *parts)
+
+
+def _largest(scored: Sequence[tuple[int, ReportRun]], metrics: Sequence[str]) -> Markup:
+    """The same means with the largest component of each class alone, of runs that were scored so too."""
+    both = [(index, run) for index, run in scored if run.scores_largest]
+    if not both:
+        return Markup()
+    rows = [
+        [
+            element("span", swatch(index), element("b", run.name), class_="name"),
+            *(_cell(summarise(run.scores_largest, metric=metric)) for metric in metrics),
+        ]
+        for index, run in both
+    ]
+    heads = ["run", *(metric_head([run for _, run in both], metric) for metric in metrics)]
+    told = "With only the largest component of each class; above, predictions are as they are"
+    return element("details", element("summary", told), table(heads, rows, class_="cards numbers"), open="")
 
 
 def _cell(summary: Summary) -> Markup:

@@ -36,9 +36,10 @@ def training_section(runs: Sequence[ReportRun]) -> Markup:
         for name, group in losses.items()
     ]
     second = [figure(name.replace("_", " "), "", group) for name, group in quality.items()]
-    found = section("Losses", legend, element("div", *first, class_="grid")) if first else Markup()
+    over = element("p", "Over training steps.", class_="muted")
+    found = section("Losses", legend, over, element("div", *first, class_="grid")) if first else Markup()
     if second:
-        about = element("p", "Measured in training, on cases with labels that training does not see.", class_="muted")
+        about = element("p", "Over training steps, on cases whose labels training does not see.", class_="muted")
         found = Markup(found + section("Pseudo-label quality", legend, about, element("div", *second, class_="grid")))
     return found
 

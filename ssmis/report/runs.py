@@ -52,6 +52,12 @@ class ReportRun:
         path = Path(self.folder) / "cases.csv"
         return read_cases_csv(path) if path.exists() else []
 
+    @cached_property
+    def scores_largest(self) -> list[CaseScore]:
+        """Lines of `cases_largest.csv`, with only the largest component of each class; none if there is no such file."""
+        path = Path(self.folder) / "cases_largest.csv"
+        return read_cases_csv(path) if path.exists() else []
+
     def settings(self, name: str) -> dict[str, Any]:
         """A JSON file of the folder, flat: `outer.inner` -> value."""
         return flat(json.loads((Path(self.folder) / name).read_text(encoding="utf-8")))
@@ -139,12 +145,14 @@ def warnings_of(run: ReportRun) -> list[str]:
     """What a reader must know before the numbers: collapse, skipped steps, an early end."""
     found = []
     steps = run.quality.get("step", np.array([]))
+    settings = run.settings("protocol.json")
+    what = "predictions" if settings.get("unlabelled.count") == 0 else "pseudo-labels"
     for column, share in run.quality.items():
         kind, _, net = column.partition("/")
         flags = (share < NEVER) | (share > ALWAYS)
         if kind != "foreground" or not flags.any():
             continue
-        who = f"pseudo-labels of {net}" if net else "pseudo-labels"
+        who = f"{what} of {net}" if net else what
         if flags[-1]:
             since = steps[len(flags) - int(np.argmin(flags[::-1])) if not flags.all() else 0]
             found.append(
@@ -160,7 +168,7 @@ def warnings_of(run: ReportRun) -> list[str]:
     norms = run.metrics.get("grad_norm", np.array([]))
     if skipped := int((~np.isfinite(norms)).sum()):
         found.append(f"{skipped} of {len(norms)} steps were skipped: loss or gradient was not finite")
-    planned, done = run.settings("protocol.json").get("fit.steps"), len(run.metrics.get("step", ()))
+    planned, done = settings.get("fit.steps"), len(run.metrics.get("step", ()))
     if planned is not None and done < planned:
         found.append(f"training is at step {done} of {planned}")
     return found

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ssmis.data import la_split, load_la
-from ssmis.metrics import calibration_per_class, dice, jaccard, surface_distances
+from ssmis.metrics import calibration_per_class, dice, jaccard, surface, surface_distances
 
 CASES = json.loads((Path(__file__).parent / "oracle_metrics.json").read_text())["cases"]
 
@@ -53,6 +53,25 @@ def test_the_default_convention_matches_monai_in_mm(case):
     assert ours.nsd == pytest.approx(theirs["nsd_1"], abs=1e-4)
     for name in ("hd", "asd", "assd"):
         assert getattr(ours, name) == pytest.approx(found["medpy_spacing"][name], abs=1e-4), name
+
+
+def test_the_pooled_percentile_in_mm_is_that_of_the_same_distances(case):
+    """MedPy with a spacing; no convention here mixes its percentile with mm, so it is taken from the distances."""
+    found, prediction, reference = case
+    spacing = np.array(found["spacing"], dtype=float)
+    boundaries = [surface._boundary(mask) for mask in (prediction, reference)]
+    both = [surface._distances(*pair, spacing) for pair in (boundaries, boundaries[::-1])]
+    assert np.percentile(np.concatenate(both), 95) == pytest.approx(found["medpy_spacing"]["hd95"], abs=1e-4)
+
+
+def test_no_stored_value_is_left_out():
+    asserted = {
+        "medpy_voxel": {"dc", "jc", "hd", "hd95", "asd", "assd"},
+        "medpy_spacing": {"hd", "hd95", "asd", "assd"},
+    }
+    asserted["monai_spacing"] = {"hd", "hd95", "asd", "assd", "nsd_1"}
+    for found in CASES:
+        assert {name: set(value) for name, value in found.items() if isinstance(value, dict)} == asserted
 
 
 def monai_distances(prediction, reference, spacing, tolerance):

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from dataclasses import astuple
+from functools import partial
 
 import numpy as np
 import pytest
@@ -59,29 +60,36 @@ def test_brute_force_twin(seed, shape):
     assert medpy.asd == pytest.approx(forth.mean(), abs=1e-9)
 
 
+@pytest.mark.parametrize("convention", ["default", "medpy"])
 @given(st.integers(0, 10_000), SHAPES, st.integers(0, 2), st.floats(0.1, 10))
-def test_laws(seed, shape, axis, factor):
+def test_laws(convention, seed, shape, axis, factor):
     (a, b), spacing = random_masks(seed, shape)
-    found = surface_distances(a, b, spacing_mm=spacing)
-    swapped = surface_distances(b, a, spacing_mm=spacing)
+    measure = partial(surface_distances, convention=convention)
+    found = measure(a, b, spacing_mm=spacing)
+    swapped = measure(b, a, spacing_mm=spacing)
     assert (found.hd95, found.hd, found.assd, found.masd, found.nsd) == pytest.approx(
         (swapped.hd95, swapped.hd, swapped.assd, swapped.masd, swapped.nsd)
     )
     assert found.masd == pytest.approx((found.asd + swapped.asd) / 2)
-    assert found.hd95 <= found.hd <= np.linalg.norm(np.array(shape) * spacing)
+    assert found.hd95 <= found.hd <= np.linalg.norm(np.array(shape) * (spacing if convention == "default" else 1))
     assert found.assd <= found.hd
 
     axis %= len(shape)
-    flipped = surface_distances(np.flip(a, axis), np.flip(b, axis), spacing_mm=spacing)
+    flipped = measure(np.flip(a, axis), np.flip(b, axis), spacing_mm=spacing)
     assert astuple(flipped) == pytest.approx(astuple(found))
     moved = [np.moveaxis(mask, axis, 0) for mask in (a, b)]
     order = (spacing[axis], *spacing[:axis], *spacing[axis + 1 :])
-    assert astuple(surface_distances(*moved, spacing_mm=order)) == pytest.approx(astuple(found))
+    assert astuple(measure(*moved, spacing_mm=order)) == pytest.approx(astuple(found))
     for around in (2, (0, 3), (1, 0)):  # a crop gives what the image gives, wherever the masks lie in it
-        padded = surface_distances(np.pad(a, around), np.pad(b, around), spacing_mm=spacing)
+        padded = measure(np.pad(a, around), np.pad(b, around), spacing_mm=spacing)
         assert astuple(padded) == pytest.approx(astuple(found))
-    scaled = surface_distances(a, b, spacing_mm=[s * factor for s in spacing], nsd_tolerance_mm=factor)
-    assert astuple(scaled)[:5] == pytest.approx([value * factor for value in astuple(found)[:5]])
+    if convention == "medpy":  # in voxels whatever the spacing
+        assert measure(a, b, spacing_mm=[s * factor for s in spacing]) == found
+    else:  # a tolerance that no distance is near of
+        tolerance = 1.2345678
+        found = measure(a, b, spacing_mm=spacing, nsd_tolerance_mm=tolerance)
+        scaled = measure(a, b, spacing_mm=[s * factor for s in spacing], nsd_tolerance_mm=tolerance * factor)
+        assert astuple(scaled) == pytest.approx((*(value * factor for value in astuple(found)[:5]), found.nsd))
 
 
 @pytest.mark.parametrize("convention", ["default", "medpy"])

@@ -149,6 +149,23 @@ def test_the_table_holds_the_numbers_of_the_runs(tmp_path, two):
         assert by_case[score.case][0] == f"{100 * score.dice:.2f}"
 
 
+def test_the_largest_component_stands_below_where_it_was_scored(tmp_path, two):
+    page = written(tmp_path, two[0], metrics=("dice",))
+    assert "only the largest component" not in page.text
+    scores = [replace(score, dice=0.25) for score in two[0][1].scores]
+    write_cases_csv(two[0][1].folder / "cases_largest.csv", scores)
+    page = written(tmp_path, [replace(run) for run in two[0]], metrics=("dice",))
+    assert "only the largest component" in page.text
+    assert page.tables[1] == [["run", "Dice %"], ["row1", "25.0 ± 0.025.0 to 25.0"]]
+
+
+def test_a_supervised_run_has_no_pseudo_labels_to_warn_of(tmp_path):
+    run, _ = write_run(tmp_path, foreground=(0.1, 0.0))
+    record = json.loads((run.folder / "protocol.json").read_text())
+    (run.folder / "protocol.json").write_text(json.dumps({**record, "unlabelled": {"count": 0}}))
+    assert "predictions of net have collapsed" in written(tmp_path, [run]).text
+
+
 def test_a_missed_case_is_told(tmp_path):
     run, _ = write_run(tmp_path)
     empty, full = np.zeros((1, 5, 5), int), np.ones((1, 5, 5), int)
@@ -270,7 +287,9 @@ def chromium():
 
 def visit(chromium, path, profile):
     """The page after loading, and what the browser said on its console."""
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}", "--enable-logging=stderr"]
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+    flags += ["--disable-background-networking", "--disable-component-update", "--enable-logging=stderr"]
+    flags += [f"--user-data-dir={profile}"]
     done = subprocess.run(
         [chromium, *flags, "--dump-dom", path.as_uri()], capture_output=True, text=True, timeout=200, check=False
     )
