@@ -65,11 +65,15 @@ def crop_volume(
     else:
         cut = np.zeros((len(image), *patch), dtype=np.float32)  # zeros, as around the windows of inference
         cut[(slice(None), *target)] = image[(slice(None), *inside)]
-    labels = np.full(tuple(patch), -1, dtype=np.int64)
-    valid = np.zeros(tuple(patch), dtype=bool)
-    valid[tuple(target)] = True
-    if label is not None:
-        labels[tuple(target)] = label[tuple(inside)]
+    valid = np.full(tuple(patch), whole)
+    if not whole:
+        valid[tuple(target)] = True
+    if whole and label is not None:
+        labels = np.array(label[tuple(inside)], dtype=np.int64)
+    else:
+        labels = np.full(tuple(patch), -1, dtype=np.int64)
+        if label is not None:
+            labels[tuple(target)] = label[tuple(inside)]
     return Crop(torch.from_numpy(cut), torch.from_numpy(labels), torch.from_numpy(valid))
 
 

@@ -54,7 +54,7 @@ class ReportRun:
 
     @cached_property
     def scores_largest(self) -> list[CaseScore]:
-        """Lines of `cases_largest.csv`, with only the largest component of each class; none if there is no such file."""
+        """Lines of `cases_largest.csv`, with only the largest component of each class; none without such a file."""
         path = Path(self.folder) / "cases_largest.csv"
         return read_cases_csv(path) if path.exists() else []
 
