@@ -58,7 +58,8 @@ def formulas(registry: Registry) -> str:
         source = getattr(module, pointer[1]) if pointer else entry.factory
         text = inspect.getdoc(source) or ""
         about = re.split(r"\n(?:Args|Returns|Raises|Gradient|Empty case|Paper):", text)[0].strip()
-        link = f"[`{source.__name__}`][{path_of(source)}]" if source.__module__.startswith("ssmis.") else ""
+        target = source if source.__module__ == entry.factory.__module__ else entry.factory  # a kernel is on two pages
+        link = f"[`{source.__name__}`][{path_of(target)}]" if source.__module__.startswith("ssmis.") else ""
         lines = [f"## {name}", about, f"In code: {link}."] if link else [f"## {name}", about]
         lines += [f"**{found[1]}:** " + re.sub(r"\n[ \t]+", " ", found[2]) for found in SECTION.finditer(text)]
         parts.append("\n\n".join(lines))
