@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints: written so that an interrupted write leaves the old file, read without running code from the file."""
 
-import os
 import pickle
 import zipfile
 from collections import OrderedDict
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from ssmis.engine.files import replace_file
 
 FORMAT = "ssmis.checkpoint"
 VERSION = 1
@@ -30,24 +31,11 @@ def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
 
     Raises:
         ValueError: the state holds another kind of object; the message says where. Nothing is written.
+        OSError: the disk is full or cannot be written; an older file stays.
     """
     _check_storable(state, "state")
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            torch.save({"format": FORMAT, "version": VERSION, "state": dict(state)}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    if os.name == "posix":  # the rename itself lasts only once the folder is on disk
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    content = {"format": FORMAT, "version": VERSION, "state": dict(state)}
+    replace_file(Path(path), lambda file: torch.save(content, file))
 
 
 def load_checkpoint(path: str | Path, map_location: torch.device | str = "cpu") -> dict[str, Any]:
