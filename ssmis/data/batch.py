@@ -7,6 +7,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from ssmis.data.sampling import batch_key
+
 T = TypeVar("T")
 
 
@@ -21,7 +23,7 @@ class Batch:
         strong: strong views of the unlabelled volumes, each `(U, C, *S)`, same geometry as the weak view.
         valid: bool `(U, *S)`, false where an unlabelled voxel is padding; None if none is.
         cases: ids of the L + U cases, labelled first.
-        key: integer made from seed, step, micro-step and rank; whatever is random in a step derives from it.
+        key: integer made from seed and step, in a `part` from its index too; what is random in a step derives from it.
     """
 
     labelled: Tensor
@@ -46,6 +48,35 @@ class Batch:
         """Split a tensor or `NetOutput` over `images` or `student_images` into its labelled and unlabelled part."""
         count = len(self.labelled)
         return output[:count], output[count:]  # type: ignore[index]
+
+    def part(self, index: int, count: int) -> "Batch":
+        """Return one of `count` equal parts, for a process or a micro-step; the only part of one is the batch itself.
+
+        Raises:
+            ValueError: the labelled or the unlabelled volumes do not divide by `count`.
+        """
+        if not 0 <= index < count:
+            raise ValueError(f"part {index} of {count} asked for; expected 0 to {count - 1}")
+        if count == 1:
+            return self
+        labelled, unlabelled = len(self.labelled), len(self.unlabelled)
+        if labelled % count or unlabelled % count:
+            raise ValueError(
+                f"the batch has {labelled} labelled and {unlabelled} unlabelled volumes; expected multiples of "
+                f"{count}, the number of processes times the micro-steps of each"
+            )
+        first = slice(index * labelled // count, (index + 1) * labelled // count)
+        second = slice(index * unlabelled // count, (index + 1) * unlabelled // count)
+        return replace(
+            self,
+            labelled=self.labelled[first],
+            labels=self.labels[first],
+            unlabelled=self.unlabelled[second],
+            strong=tuple(view[second] for view in self.strong),
+            valid=None if self.valid is None else self.valid[second],
+            cases=(*self.cases[:labelled][first], *self.cases[labelled:][second]),
+            key=batch_key(self.key, index),
+        )
 
     def to(self, device: torch.device | str, memory_format: torch.memory_format = torch.preserve_format) -> "Batch":
         """Move every tensor to `device`, images in `memory_format`."""

@@ -4,6 +4,7 @@
 from ssmis.engine.budget import seconds_per_step, steps_for
 from ssmis.engine.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from ssmis.engine.config import FitConfig
+from ssmis.engine.distributed import PeerError, World, join, parse_shard, shard
 from ssmis.engine.evaluate import CaseResult, evaluate
 from ssmis.engine.fit import FitResult, fit
 from ssmis.engine.guard import DeadTermError, TermGuard
@@ -24,17 +25,22 @@ __all__ = [
     "DeadTermError",
     "FitConfig",
     "FitResult",
+    "PeerError",
     "Predictor",
     "Protocol",
     "PseudoLabelQuality",
     "SlicePredictor",
     "TermGuard",
+    "World",
     "evaluate",
     "fit",
+    "join",
     "largest_component",
     "load_checkpoint",
+    "parse_shard",
     "save_checkpoint",
     "seconds_per_step",
+    "shard",
     "steps_for",
     "write_evaluation",
 ]

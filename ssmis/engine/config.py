@@ -30,7 +30,9 @@ class FitConfig:
         checkpoint_every: steps between checkpoints.
         callback_every: steps between calls of the callbacks.
         patience: steps a term may stay without gradient.
-        max_skipped: steps in a row that may be skipped as non-finite before the run stops.
+        max_skipped: non-finite steps in a row that stop the run; the ones before are skipped, 1 skips none.
+        accumulate: micro-steps into which each process splits its part of a batch, to save memory; gradients add up.
+        deterministic: only algorithms that give the same bits each time; an operation without one is an error.
     """
 
     steps: int = 6000
@@ -50,12 +52,14 @@ class FitConfig:
     callback_every: int = 100
     patience: int = 200
     max_skipped: int = 10
+    accumulate: int = 1
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot run."""
         check_choice(self.schedule, tuple(SCHEDULES), name="schedule")
         check_choice(self.memory_format, ("auto", "contiguous"), name="memory_format")
-        for name in ("steps", "checkpoint_every", "callback_every", "patience", "max_skipped"):
+        for name in ("steps", "checkpoint_every", "callback_every", "patience", "max_skipped", "accumulate"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
         check_range(self.learning_rate, 0.0, math.inf, name="learning_rate")

@@ -3,6 +3,7 @@
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -11,23 +12,34 @@ from ssmis.recipes.base import Terms
 
 
 @contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
-    """Turn the first SIGINT into a flag that the yielded function tells; the second raises KeyboardInterrupt."""
-    caught: list[int] = []
+def interruptible() -> Iterator[Callable[[], int]]:
+    """Turn SIGINT and SIGTERM into a number that the yielded function tells, 0 until one came.
+
+    A second SIGINT raises KeyboardInterrupt, unless it comes within a second: `torchrun` passes on the Ctrl-C that
+    the terminal sends to its processes too.
+    """
+    caught: list[tuple[int, float]] = []
 
     def handle(number: int, frame: object) -> None:
-        if caught:
+        now = time.monotonic()
+        if number == signal.SIGINT and caught and now - caught[-1][1] > 1.0:
             raise KeyboardInterrupt
-        caught.append(number)
+        caught.append((number, now))
 
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
+        yield lambda: 0
         return
-    before = signal.signal(signal.SIGINT, handle)
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: bool(caught)
+        yield lambda: caught[0][0] if caught else 0
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def stopped_by(number: int) -> BaseException:
+    """What a signal raises once the checkpoint is written: KeyboardInterrupt, or SystemExit(143) for SIGTERM."""
+    return SystemExit(128 + number) if number == signal.SIGTERM else KeyboardInterrupt()
 
 
 @contextmanager

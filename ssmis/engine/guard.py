@@ -95,7 +95,8 @@ class TermGuard:
             raise DeadTermError(f"term {name!r} reaches {sorted(unknown)}; the students are {list(self.students)}")
         if not torch.isfinite(term.value):
             raise DeadTermError(
-                f"term {name!r} is {float(term.value.detach())} at its first step; expected a finite number"
+                f"term {name!r} is {float(term.value.detach())} at its first step; expected a finite number "
+                f"(cases {', '.join(cases) or 'not named'})"
             )
         leaves = reached_parameters(term.value)
         for student in term.reaches:

@@ -12,12 +12,19 @@ except ImportError:  # Windows has none; there the folder is not locked
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, *, when: bool = True) -> Iterator[None]:
     """Hold `folder` for this process; the lock ends with the process, however that ends.
+
+    Args:
+        folder: made if missing.
+        when: false does nothing.
 
     Raises:
         FileExistsError: another process holds it.
     """
+    if not when:
+        yield
+        return
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
         if fcntl is not None:

@@ -72,7 +72,9 @@ def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} was {before.get(name)} and is {now.get(name)}" for name in changed)
 
 
-_MAY_CHANGE = tuple(f"fit.{name}" for name in ("device", "checkpoint_every", "max_skipped", "patience"))
+_MAY_CHANGE = tuple(
+    f"fit.{name}" for name in ("device", "checkpoint_every", "max_skipped", "patience", "accumulate", "deterministic")
+)
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

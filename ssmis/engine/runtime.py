@@ -4,7 +4,8 @@
 import os
 import platform
 import sys
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import nn
 from ssmis._checks import check_choice
 
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
+_filling: Any = torch.utils.deterministic  # its attribute is made at import
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -146,6 +148,33 @@ def peak_memory_mb(device: torch.device | str = "cpu") -> float:
 def seed_everything(key: int) -> None:
     """Seed torch's global generators (CPU and devices) from any integer; `nn.Dropout` takes no generator of its own."""
     torch.manual_seed(key % 2**63)
+
+
+@contextmanager
+def deterministic(*, when: bool = True) -> Iterator[None]:
+    """Context in which torch takes algorithms that give the same bits each time, and raises where it has none.
+
+    On a CPU they are what it takes anyway, at the same number of threads. `CUBLAS_WORKSPACE_CONFIG` is set for GPUs if
+    it is not; it counts only if nothing used the GPU before.
+
+    Args:
+        when: false does nothing.
+    """
+    if not when:
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    fill, benchmark = _filling.fill_uninitialized_memory, torch.backends.cudnn.benchmark
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    _filling.fill_uninitialized_memory = False  # a check, not a matter of results
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        _filling.fill_uninitialized_memory = fill
+        torch.backends.cudnn.benchmark = benchmark
 
 
 def environment() -> dict[str, Any]:

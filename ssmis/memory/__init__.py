@@ -6,6 +6,7 @@ from ssmis.memory.bank import Bank
 from ssmis.memory.batch import BatchBank
 from ssmis.memory.ema import EMABank
 from ssmis.memory.fifo import FIFOBank
+from ssmis.memory.gather import gather_candidates
 from ssmis.memory.prototypes import class_means, sample_per_class
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "EMABank",
     "FIFOBank",
     "class_means",
+    "gather_candidates",
     "sample_per_class",
     "sample_voxels",
     "volume_weight",
