@@ -24,7 +24,7 @@ from ssmis.losses import (
     soft_dice,
 )
 from ssmis.losses.cross_pseudo import Targets
-from ssmis.memory import Bank, sample_per_class, sample_voxels, volume_weight
+from ssmis.memory import Bank, gather_candidates, sample_per_class, sample_voxels, volume_weight
 from ssmis.nets import EMA
 from ssmis.nets.output import NetOutput
 from ssmis.recipes._nets import two_nets
@@ -247,12 +247,12 @@ class DualUncertainty(Recipe):
         self._candidates = {name: [] for name in self.banks}
 
     def after_step(self, progress: float) -> None:
-        """Write the collected candidates into the banks and move the averages."""
+        """Write the candidates of all micro-steps and processes into the banks, and move the averages."""
         for name, teacher in self.teachers.items():
             cast(EMA, teacher).update(self.students[name])
         for name, bank in self.banks.items():
-            for vectors, labels in self._candidates.get(name, []):
-                cast(Bank, bank).write(vectors, labels)
+            if found := self._candidates.get(name):
+                cast(Bank, bank).write(*gather_candidates(found))
         self.begin_step()
 
     def _judged(self, batch: Batch, unlabelled: Mapping[str, NetOutput]) -> dict[str, Tensor]:
