@@ -2,7 +2,7 @@
 """Files that are there whole or not at all, whenever a process dies."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,12 @@ def replace_file(path: Path, write: Callable[[Any], Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
-        raise OSError(error.errno, f"{error.strerror or error}; it keeps what it held before", str(path)) from error
+    except Exception as error:
+        full = next((cause for cause in _causes(error) if isinstance(cause, OSError)), None)
+        if full is None:
+            raise
+        told = f"{full.strerror or full}; it keeps what it held before"
+        raise OSError(full.errno, told, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
     if os.name == "posix":  # the rename itself lasts only once the folder is on disk
@@ -30,6 +34,13 @@ def replace_file(path: Path, write: Callable[[Any], Any]) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it came from: `torch.save` makes a RuntimeError of a disk that is full."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def replace_text(path: Path, text: str) -> None:
