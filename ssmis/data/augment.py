@@ -23,6 +23,19 @@ Operation = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
+class Rows:
+    """Which volumes of a batch are at hand, `start` to `stop` of `count`: random numbers are drawn for all of them."""
+
+    start: int
+    stop: int
+    count: int
+
+    def of(self, values: Tensor) -> Tensor:
+        """Those of a tensor over the whole batch."""
+        return values[self.start : self.stop]
+
+
+@dataclass(frozen=True)
 class Intensity:
     """Random changes of intensity; each volume gets each of them with `probability`.
 
@@ -44,10 +57,16 @@ class Intensity:
     blur: float = 0.0
     bias: float = 0.0
 
-    def __call__(self, images: Tensor, generator: Generator) -> Tensor:
-        """Draw and apply to `(B, C, *S)`; the input stays as it is."""
-        draw = _Draw(len(images), generator)
-        coarse = torch.randn(len(images), 1, *[4] * (images.ndim - 2), generator=generator)
+    def __call__(self, images: Tensor, generator: Generator, rows: Rows | None = None) -> Tensor:
+        """Draw and apply to `(B, C, *S)`; the input stays as it is.
+
+        Args:
+            images: `(B, C, *S)`.
+            generator: on the CPU.
+            rows: which volumes of a larger batch these are; they come out as they would in that one.
+        """
+        draw = _Draw(rows or Rows(0, len(images), len(images)), generator)
+        coarse = draw.rows.of(torch.randn(draw.count, 1, *[4] * (images.ndim - 2), generator=generator))
         field = coarse_field(coarse, draw.uniform(0, self.bias))
         steps: list[tuple[bool, Operation, Tensor]] = [
             (self.bias > 0, bias_field, field),
@@ -55,17 +74,15 @@ class Intensity:
             (self.contrast != (1, 1), adjust_contrast, draw.uniform(*self.contrast)),
             (self.brightness > 0, adjust_brightness, draw.uniform(-self.brightness, self.brightness)),
             (self.blur > 0, gaussian_blur, draw.uniform(0, self.blur)),
-            (
-                self.noise > 0,
-                lambda some, std: add_noise(some, draw.normal_like(some), std),
-                draw.uniform(0, self.noise),
-            ),
+            (self.noise > 0, draw.add_noise, draw.uniform(0, self.noise)),
         ]
         for active, operation, values in steps:
-            chosen = draw.chance(self.probability if active else 0.0).nonzero().flatten()
+            chosen = draw.choose(self.probability if active else 0.0)
             if len(chosen):
                 there = chosen.to(images.device)
                 images = images.index_copy(0, there, operation(images[there], values[chosen]))
+            elif operation == draw.add_noise:
+                draw.noise_seed()
         return images
 
 
@@ -111,24 +128,36 @@ class Augment:
         )
 
     def __call__(
-        self, images: Tensor, generator: Generator, labels: Tensor | None = None, valid: Tensor | None = None
+        self,
+        images: Tensor,
+        generator: Generator,
+        labels: Tensor | None = None,
+        valid: Tensor | None = None,
+        rows: Rows | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Geometry and intensity; arguments and result as for `move`."""
-        images, labels, valid = self.move(images, generator, labels, valid)
-        return self.intensity(images, generator), labels, valid
+        images, labels, valid = self.move(images, generator, labels, valid, rows)
+        return self.intensity(images, generator, rows), labels, valid
 
-    def draw(self, images: Tensor, generator: Generator) -> Geometry:
+    def draw(self, images: Tensor, generator: Generator, rows: Rows | None = None) -> Geometry:
         """Draw flips and quarter turns for `(B, C, *S)`."""
-        count, dims = len(images), images.ndim - 2
+        rows = rows or Rows(0, len(images), len(images))
+        count, dims = rows.count, images.ndim - 2
         coins = torch.rand(count, dims, generator=generator) < 0.5
         turns = torch.randint(4, (count,), generator=generator).tolist()
         flips = [tuple(axis for axis in self.flip_axes if axis < dims and row[axis]) for row in coins.tolist()]
         if images.shape[2] != images.shape[3]:
             turns = [turn // 2 * 2 for turn in turns]
-        return Geometry(tuple(flips), tuple(turns if self.rot90 else [0] * count), dims)
+        turns = turns if self.rot90 else [0] * count
+        return Geometry(tuple(flips[rows.start : rows.stop]), tuple(turns[rows.start : rows.stop]), dims)
 
     def move(
-        self, images: Tensor, generator: Generator, labels: Tensor | None = None, valid: Tensor | None = None
+        self,
+        images: Tensor,
+        generator: Generator,
+        labels: Tensor | None = None,
+        valid: Tensor | None = None,
+        rows: Rows | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Only the geometry.
 
@@ -137,17 +166,18 @@ class Augment:
             generator: on the CPU, whatever device the images are on.
             labels: int64 `(B, *S)`, -1 where unknown.
             valid: bool `(B, *S)`.
+            rows: which volumes of a larger batch these are; they come out as they would in that one.
         """
-        geometry = self.draw(images, generator)
+        geometry = self.draw(images, generator, rows)
         images = geometry.apply(images)
         labels = None if labels is None else geometry.apply(labels)
         valid = None if valid is None else geometry.apply(valid)
-        draw = _Draw(len(images), generator)
+        draw = _Draw(rows or Rows(0, len(images), len(images)), generator)
         dims = images.ndim - 2
         degrees = torch.stack([draw.uniform(-self.degrees, self.degrees) for _ in range(1 if dims == 2 else 3)], 1)
         zoom = draw.log_uniform(*self.zoom)
         shifts = torch.stack([draw.uniform(-self.shift, self.shift) * length for length in images.shape[2:]], 1)
-        index = draw.chance(self.affine_probability).nonzero().flatten()
+        index = draw.choose(self.affine_probability)
         if len(index):
             there = index.to(images.device)
             matrices = affine_matrices(degrees, zoom, shifts)[index].to(images.device)
@@ -162,23 +192,36 @@ class Augment:
 
 
 class _Draw:
-    """Random parameters, one a volume; drawn on the CPU, so that they are the same on every device."""
+    """Random parameters, one a volume; drawn on the CPU, so that they are the same on every device.
 
-    def __init__(self, count: int, generator: Generator) -> None:
-        self.count = count
+    They are drawn for the whole batch, and returned for the volumes at hand.
+    """
+
+    def __init__(self, rows: Rows, generator: Generator) -> None:
+        self.rows = rows
+        self.count = rows.count
         self.generator = generator
+        self._chosen = torch.zeros(0, dtype=torch.bool)
 
     def uniform(self, low: float, high: float) -> Tensor:
-        return low + (high - low) * torch.rand(self.count, generator=self.generator)
+        return self.rows.of(low + (high - low) * torch.rand(self.count, generator=self.generator))
 
     def log_uniform(self, low: float, high: float) -> Tensor:
-        return low * (high / low) ** torch.rand(self.count, generator=self.generator)
+        return self.rows.of(low * (high / low) ** torch.rand(self.count, generator=self.generator))
 
-    def chance(self, probability: float) -> Tensor:
-        return torch.rand(self.count, generator=self.generator) < probability
+    def choose(self, probability: float) -> Tensor:
+        """Indices of the volumes at hand that are drawn with `probability`."""
+        self._chosen = torch.rand(self.count, generator=self.generator) < probability
+        return self.rows.of(self._chosen).nonzero().flatten()
 
-    def normal_like(self, images: Tensor) -> Tensor:
-        """Standard normal noise, made where the images are."""
-        seed = int(torch.randint(2**62, (), generator=self.generator))
-        own = Generator(images.device).manual_seed(seed)
-        return torch.randn(images.shape, generator=own, device=images.device, dtype=images.dtype)
+    def noise_seed(self) -> int:
+        """Seed of the noise; drawn if any volume of the batch was chosen, at hand or not."""
+        return int(torch.randint(2**62, (), generator=self.generator)) if bool(self._chosen.any()) else 0
+
+    def add_noise(self, images: Tensor, deviation: Tensor) -> Tensor:
+        """Add noise, made where the images are, to the volumes chosen last."""
+        own = Generator(images.device).manual_seed(self.noise_seed())
+        shape = (int(self._chosen.sum()), *images.shape[1:])  # one stream over all volumes of the batch that are chosen
+        noise = torch.randn(shape, generator=own, device=images.device, dtype=images.dtype)
+        first = int(self._chosen[: self.rows.start].sum())
+        return add_noise(images, noise[first : first + len(images)], deviation)

@@ -55,18 +55,10 @@ class Batch:
         Raises:
             ValueError: the labelled or the unlabelled volumes do not divide by `count`.
         """
-        if not 0 <= index < count:
-            raise ValueError(f"part {index} of {count} asked for; expected 0 to {count - 1}")
+        labelled = len(self.labelled)
+        first, second = part_of(index, count, labelled, len(self.unlabelled))
         if count == 1:
             return self
-        labelled, unlabelled = len(self.labelled), len(self.unlabelled)
-        if labelled % count or unlabelled % count:
-            raise ValueError(
-                f"the batch has {labelled} labelled and {unlabelled} unlabelled volumes; expected multiples of "
-                f"{count}, the number of processes times the micro-steps of each"
-            )
-        first = slice(index * labelled // count, (index + 1) * labelled // count)
-        second = slice(index * unlabelled // count, (index + 1) * unlabelled // count)
         return replace(
             self,
             labelled=self.labelled[first],
@@ -92,3 +84,22 @@ class Batch:
             strong=tuple(map(move, self.strong)),
             valid=None if self.valid is None else self.valid.to(device, non_blocking=True),
         )
+
+
+def part_of(index: int, count: int, labelled: int, unlabelled: int) -> tuple[slice, slice]:
+    """Where the labelled and the unlabelled volumes of one of `count` equal parts of a batch are.
+
+    Raises:
+        ValueError: they do not divide by `count`.
+    """
+    if not 0 <= index < count:
+        raise ValueError(f"part {index} of {count} asked for; expected 0 to {count - 1}")
+    if labelled % count or unlabelled % count:
+        raise ValueError(
+            f"the batch has {labelled} labelled and {unlabelled} unlabelled volumes; expected multiples of "
+            f"{count}, the number of processes times the micro-steps of each"
+        )
+    return (
+        slice(index * labelled // count, (index + 1) * labelled // count),
+        slice(index * unlabelled // count, (index + 1) * unlabelled // count),
+    )

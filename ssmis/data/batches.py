@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Generator
 
-from ssmis.data.augment import Augment
-from ssmis.data.batch import Batch
+from ssmis.data.augment import Augment, Rows
+from ssmis.data.batch import Batch, part_of
 from ssmis.data.cache import Entry
 from ssmis.data.crop import Crop, CropPicker, stack_crops
 from ssmis.data.sampling import TwoStreamSampler, batch_key
@@ -74,34 +74,52 @@ class BatchMaker:
         self.device = torch.device(device)
         self._picker = CropPicker(tuple(patch), foreground_prob)
 
+    @property
+    def decides(self) -> tuple[object, ...]:
+        """What the batches follow from besides the images; processes that train together must have the same."""
+        return (self.seed, self._picker.patch, self._picker.foreground_prob, self.strong_views, vars(self.sampler))
+
     def __call__(self, step: int) -> Batch:
         """Make the batch of one step; `step >= 0`."""
+        return self.part(step, 0, 1)
+
+    def part(self, step: int, index: int, count: int) -> Batch:
+        """Return `maker(step).part(index, count)`, made without the rest of the batch, for one of several processes.
+
+        Random numbers are drawn for the whole batch; images are cropped and changed for the part alone.
+
+        Raises:
+            ValueError: the batch does not divide by `count`.
+        """
         labelled, unlabelled = self.sampler(step)
+        first, second = part_of(index, count, len(labelled), len(unlabelled))
         key = batch_key(self.seed, step)
         generator = Generator().manual_seed(key)
+        keys = [batch_key(key, number) for number in range(len(labelled) + len(unlabelled))]
 
-        crops = [self._crop(case, batch_key(key, index), labelled=True) for index, case in enumerate(labelled)]
-        images, labels, _ = stack_crops(crops, self.device)
-        images, moved, _ = self.labelled_augment(images, generator, labels)
+        def crops(cases: Sequence[str], own: Sequence[int], *, labelled: bool) -> list[Crop]:
+            return [self._crop(case, key, labelled=labelled) for case, key in zip(cases, own, strict=True)]
 
-        crops = [
-            self._crop(case, batch_key(key, index), labelled=False)
-            for index, case in enumerate(unlabelled, start=len(labelled))
-        ]
+        rows = Rows(first.start, first.stop, len(labelled))
+        own = crops(labelled[first], keys[: len(labelled)][first], labelled=True)
+        images, labels, _ = stack_crops(own, self.device)
+        images, moved, _ = self.labelled_augment(images, generator, labels, rows=rows)
         weak, strong, valid = images[:0], (images[:0],) * self.strong_views, None
-        if crops:
-            base, _, valid = stack_crops(crops, self.device)
-            base, _, valid = self.unlabelled_augment.move(base, generator, valid=valid)
-            weak = self.unlabelled_augment.intensity(base, generator)
-            strong = tuple(self.strong_augment.intensity(base, generator) for _ in range(self.strong_views))
+        if unlabelled:
+            rows = Rows(second.start, second.stop, len(unlabelled))
+            own = crops(unlabelled[second], keys[len(labelled) :][second], labelled=False)
+            base, _, valid = stack_crops(own, self.device)
+            base, _, valid = self.unlabelled_augment.move(base, generator, valid=valid, rows=rows)
+            weak = self.unlabelled_augment.intensity(base, generator, rows)
+            strong = tuple(self.strong_augment.intensity(base, generator, rows) for _ in range(self.strong_views))
         return Batch(
             labelled=images,
             labels=labels if moved is None else moved,
             unlabelled=weak,
             strong=strong,
             valid=valid if valid is not None and not bool(valid.all()) else None,
-            cases=(*labelled, *unlabelled),
-            key=key,
+            cases=(*labelled[first], *unlabelled[second]),
+            key=key if count == 1 else batch_key(key, index),
         )
 
     def _crop(self, case: str, key: int, *, labelled: bool) -> Crop:

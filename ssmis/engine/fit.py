@@ -54,7 +54,8 @@ def fit(
     Args:
         recipe: the method, on any device.
         batches: step -> `Batch`, a pure function; it is called in a background thread, a few steps ahead. It returns
-            the whole batch of the step in every process.
+            the whole batch of the step in every process; of an object with `part(step, index, count)`, as `BatchMaker`
+            is, each process asks for its part alone.
         config: settings of the run.
         out: run folder.
         resume: continue from `checkpoints/last.pt` if it is there; else a folder that holds one is refused. The number
@@ -90,7 +91,7 @@ def fit(
             with progress_bar(config.steps, run.step, show=progress and world.main) as bar:
                 for stage_end in run.stage_ends():
                     run.enter_stage()  # before its batches are made: a stage may change what is sampled
-                    with Prefetch(batches, run.step, stage_end) as stream:
+                    with Prefetch(run.parts_of(batches), run.step, stage_end) as stream:
                         for batch in stream:
                             closed.check_ids(batch.cases)
                             terms = run.train_step(batch)

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -62,6 +63,7 @@ class Run:
         apply_memory_format(recipe.to(self.device), self.memory_format)
         world.copy_from_main_(recipe.state_dict().values())
         self.model: nn.Module = recipe
+        self._is_part = False
         self.optimizer = self._new_optimizer()
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision.needs_scaler)
         self.ema = None if config.ema_decay is None else EMA(recipe.students, decay=config.ema_decay)
@@ -97,12 +99,21 @@ class Run:
             begin += stage.share
         self.model = self.world.wrap(self.recipe)  # anew: a stage may freeze nets
 
+    def parts_of(self, batches: Callable[[int], Batch]) -> Callable[[int], Batch]:
+        """Return step -> what this process trains on: made alone if `batches` can do that, else cut from the whole."""
+        make = getattr(batches, "part", None)
+        self._is_part = make is not None and self.world.size > 1
+        if make is None or not self._is_part:
+            return batches
+        self.world.check_same(getattr(batches, "decides", None), name="what the batches follow from")
+        return partial(make, index=self.world.rank, count=self.world.size)
+
     def train_step(self, batch: Batch) -> Terms:
         """One optimiser step; what is not finite skips it altogether, BatchNorm's statistics included."""
         config, recipe, world = self.config, self.recipe, self.world
         count, progress = config.accumulate, self.step / config.steps
-        parts = [batch.part(world.rank * count + index, world.size * count) for index in range(count)]
-        parts = [part.to(self.device, self.memory_format) for part in parts]
+        own = batch if self._is_part else batch.part(world.rank, world.size)
+        parts = [own.part(index, count).to(self.device, self.memory_format) for index in range(count)]
         self.model.train()
         buffers = [buffer.clone() for buffer in recipe.students.buffers()]
         set_learning_rate(self.optimizer, config.rate(progress))
@@ -150,7 +161,7 @@ class Run:
         """
         if self.world.size == 1:
             return signal
-        digest = float(zlib.crc32(repr((batch.cases, batch.key)).encode()))
+        digest = 0.0 if self._is_part else float(zlib.crc32(repr((batch.cases, batch.key)).encode()))
         low, high, caught = self.world.least([digest, -digest, -float(signal)])
         if low != -high:
             raise ValueError(
@@ -257,14 +268,8 @@ class Run:
         found = [(terms, own) for terms, own in found if terms] or found
         names = list(dict.fromkeys(name for terms, _ in found for name in terms))
         told = ", ".join(case for _, own in found for case in own)
-        self.folder.log(
-            "events",
-            {
-                "step": self.step,
-                "kind": "skipped",
-                "message": f"non-finite {where}, terms {names or 'all finite'}, cases {told}",
-            },
-        )
+        message = f"non-finite {where}, terms {names or 'all finite'}, cases {told}"
+        self.folder.log("events", {"step": self.step, "kind": "skipped", "message": message})
         if self.skipped >= self.config.max_skipped:
             raise FloatingPointError(
                 f"{self.skipped} steps in a row had a non-finite loss or gradient; the last at step {self.step}, "

@@ -9,11 +9,14 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from recipes.small import small_batch, small_nets
 
+from ssmis.data import Augment, BatchMaker, TwoStreamSampler
 from ssmis.data.batch import Batch
+from ssmis.data.cache import Entry
 from ssmis.engine import FitConfig, fit
 from ssmis.registry import RECIPES
 
@@ -75,6 +78,22 @@ def fail(rank, folder, where):
     if where == "facts":
         return fit(recipe, batches, CONFIG, out=folder, facts={"own": rank}, progress=False)
     return fit(recipe, batches, CONFIG, out=folder, callbacks=[callback], progress=False)
+
+
+def moving_batches(seed=0):
+    """Random crops of 2-D images, augmented; a `BatchMaker` makes the part of a process alone."""
+    random = np.random.default_rng(0)
+    cache = {}
+    for index in range(7):
+        image = random.normal(size=(1, 11, 12)).astype(np.float32)
+        cache[f"case{index}"] = Entry(image, (image[0] > 0).astype(np.uint8))
+    names = list(cache)
+    sampler = TwoStreamSampler(names[:3], names[3:], labelled_per_batch=2, unlabelled_per_batch=4, seed=seed)
+    return BatchMaker(cache, sampler, patch=(8, 8), seed=seed, labelled_augment=Augment.strong())
+
+
+def train_moving(rank, folder, seeds=(0, 0)):
+    return train("cross_pseudo", folder, batches=moving_batches(seeds[rank]))
 
 
 def poisoned(rank, folder):

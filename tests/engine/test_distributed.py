@@ -104,6 +104,16 @@ def test_data_that_do_not_fit_the_processes_are_an_error_and_no_hang(where, mess
         assert message in str(error)
 
 
+def test_data_that_do_not_divide_by_the_processes_are_sampled_as_by_one(tmp_path):
+    """Three labelled cases, two a step; each process crops and augments its own alone."""
+    one = processes.train_moving(0, tmp_path / "one")
+    first, second = in_processes(processes.train_moving, tmp_path / "two")
+    assert_equal(first, second)
+    assert_close(one, first)
+    for error in in_processes(processes.train_moving, tmp_path / "other", (0, 1)):
+        assert "what the batches follow from of rank 1" in str(error)
+
+
 def test_what_is_not_finite_in_one_process_is_skipped_by_all(tmp_path):
     first, second = in_processes(processes.poisoned, tmp_path / "run")
     assert_equal(first, second)
