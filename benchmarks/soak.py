@@ -92,7 +92,7 @@ def start(out: Path, *, limit: int | None = None) -> int:
         os._exit(code)
 
 
-def finish(process: int, seconds: float = 120.0) -> int:
+def finish(process: int, seconds: float = 600.0) -> int:
     """Wait for a process; returns its exit code, or minus the signal that ended it."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:

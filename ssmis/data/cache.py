@@ -147,9 +147,13 @@ def _replace(path: Path, write: Callable[[Any], Any]) -> None:
 def _open(stem: Path, *, labelled: bool) -> tuple[Entry, tuple[float, ...]] | None:
     """Map a cached case; None if it is absent, incomplete or damaged."""
     try:
-        spacing = json.loads(stem.with_name(stem.name + ".json").read_text())["spacing_mm"]
+        spacing = json.loads(stem.with_name(stem.name + ".json").read_text(encoding="utf-8"))["spacing_mm"]
         image = np.load(stem.with_name(stem.name + ".image.npy"), mmap_mode="r")
         label = np.load(stem.with_name(stem.name + ".label.npy"), mmap_mode="r") if labelled else None
-    except (OSError, ValueError, KeyError):
+        spacing_mm = tuple(float(mm) for mm in spacing)
+    except Exception:  # numpy's header parser raises whatever the damage brings about
         return None
-    return Entry(image, label), tuple(spacing)
+    fits = image.dtype == np.float32 and image.ndim == len(spacing_mm) + 1 and image.flags.c_contiguous
+    if not fits or (label is not None and (label.shape != image.shape[1:] or label.dtype.kind not in "iu")):
+        return None
+    return Entry(image, label), spacing_mm

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a case is: an image, perhaps a label, a spacing and an id; and how cases are split."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,9 @@ from numpy.typing import NDArray
 
 class DataError(ValueError):
     """Something is wrong with the data; the message names the file if one is at fault, else the case or the count."""
+
+
+MAX_VOXELS = 2**30  # of a volume; the largest scans of whole bodies have fewer
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,29 @@ def check_no_overlap(**groups: Sequence[str]) -> None:
                 where = f"twice in {group}" if seen[case] == group else f"in both {seen[case]} and {group}"
                 raise DataError(f"case {case!r} is {where}")
             seen[case] = group
+
+
+def check_name(name: str, source: object) -> str:
+    """Return the name of a case in a list, if a path made of it stays in the data folder.
+
+    Symbolic links inside of the folder are followed: they are of whoever owns it.
+
+    Raises:
+        DataError: it is absolute, leads upwards, or has a control character; the message names `source`.
+    """
+    parts = name.replace("\\", "/").split("/")
+    if not name.strip(" .") or ".." in parts or parts[0] == "" or ":" in parts[0] or not name.isprintable():
+        raise DataError(
+            f"{source}: case {name!r} is no name of a case; expected a path inside of the data folder, without '..', "
+            "drives and control characters"
+        )
+    return name
+
+
+def check_size(shape: Sequence[int], source: object) -> None:
+    """Raise DataError, naming `source`, before memory is taken for a volume that cannot be one."""
+    if (voxels := math.prod(shape)) > MAX_VOXELS:
+        raise DataError(f"{source}: it declares {tuple(shape)}, {voxels} voxels; expected at most {MAX_VOXELS}")
 
 
 def check_volume(volume: Volume, source: object, *, classes: int) -> None:

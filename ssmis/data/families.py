@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ssmis.data.cases import Case, DataError, Split, check_no_overlap
+from ssmis.data.cases import Case, DataError, Split, check_name, check_no_overlap
 from ssmis.data.la import FILE, FOLDER, SPACING_MM, find_la, read_list
 
 
@@ -61,7 +61,7 @@ class Family:
 
     def case(self, root: Path, name: str, role: str, *, labelled: bool = True) -> Case:
         """The case of this name and role; its file need not exist."""
-        path = root / self.pattern(role).format(name)
+        path = root / self.pattern(role).format(check_name(name, root))
         slices = bool(self.volume_file) and role not in ("val", "test")
         return Case(name, path, path if labelled else None, self.spacing_mm[1:] if slices else self.spacing_mm)
 

@@ -9,12 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssmis._optional import require
-from ssmis.data.cases import Case, DataError, Split, Volume, check_no_overlap, check_volume
+from ssmis.data.cases import Case, DataError, Split, Volume, check_name, check_no_overlap, check_size, check_volume
 from ssmis.data.held_out import check_open
 
 FOLDER = "2018LA_Seg_Training Set"
 FILE = "mri_norm2.h5"
 SPACING_MM = (0.625, 0.625, 0.625)
+
+LIST_BYTES = 2**24
 
 # What h5py raises for damaged files, by what is damaged: a header, a link, a type, a size.
 _DAMAGE = (OSError, KeyError, RuntimeError, TypeError, ValueError, OverflowError, MemoryError)
@@ -24,14 +26,22 @@ def read_list(path: Path | str) -> list[str]:
     """Names in a list file, one a line; blanks around names and blank lines are dropped.
 
     Raises:
-        DataError: the file is missing or empty, or a name comes twice.
+        DataError: the file is missing, empty or no text, a name comes twice, or leads out of the data folder.
     """
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: there is no such list file")
+    if path.stat().st_size > LIST_BYTES:
+        raise DataError(f"{path}: it has {path.stat().st_size} bytes; expected a list of names, at most {LIST_BYTES}")
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: it is no text in UTF-8 ({error})") from error
     first: dict[str, int] = {}
-    for line, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for line, text in enumerate(lines, start=1):
         name = text.strip()
+        if name:
+            check_name(name, f"{path}, line {line}")
         if name in first:
             raise DataError(f"{path}, line {line}: case {name!r} was already named in line {first[name]}")
         if name:
@@ -66,7 +76,7 @@ def la_cases(root: Path | str, names: Sequence[str], *, labelled: bool = True) -
     check_no_overlap(names=names)
     cases = []
     for name in names:
-        path = root / FOLDER / name / FILE
+        path = root / FOLDER / check_name(name, root) / FILE
         if not path.is_file():
             raise DataError(f"{path}: case {name!r} has no such file")
         cases.append(Case(name, path, path if labelled else None, SPACING_MM))
@@ -160,15 +170,24 @@ def la_split(
 
 
 def _numbers(file: Any, key: str, path: Path, *, kind: type[Any]) -> NDArray[Any]:
-    if key not in file:
+    """Read a data set, and nothing that it only refers to: a file may ask for others, as it may claim any size."""
+    link = file.get(key, getlink=True)
+    if link is None:
         raise DataError(f"{path}: there is no data set {key!r}; it has {', '.join(map(repr, file)) or 'none'}")
-    found = file[key]
-    if not isinstance(found, kind):
+    found = None if hasattr(link, "filename") else file[key]
+    if found is not None and not isinstance(found, kind):
         raise DataError(f"{path}: {key!r} is a {type(found).__name__}; expected a data set")
+    if found is None or found.file.filename != file.filename or found.is_virtual or found.external:
+        raise DataError(f"{path}: the {key} lies in another file; expected it in this one")
     if not found.size:
         raise DataError(f"{path}: the {key} has shape {found.shape}; expected at least one voxel")
     if found.dtype.kind not in "biuf":
         raise DataError(f"{path}: the {key} has dtype {found.dtype}; expected real numbers")
+    check_size(found.shape, f"{path}: the {key}")
+    if found.chunks is not None:
+        check_size(found.chunks, f"{path}: a chunk of the {key}")
+    if not found.id.get_storage_size():
+        raise DataError(f"{path}: the {key} has shape {found.shape} and no data")
     return found[()]
 
 

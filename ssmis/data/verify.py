@@ -3,6 +3,7 @@
 
 import csv
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.resources import files
 from itertools import combinations
@@ -12,10 +13,10 @@ import numpy as np
 
 from ssmis._checks import check_range
 from ssmis._optional import require
-from ssmis.data.cases import Case, DataError, Volume
+from ssmis.data.cases import Case, DataError, Volume, check_name
 from ssmis.data.families import Family, family_of
 from ssmis.data.fingerprint import Fingerprint, array_digest
-from ssmis.data.la import load_la, read_list
+from ssmis.data.la import LIST_BYTES, load_la, read_list
 
 _SAME_SCAN = 0.25  # share of common intensities; scans of the Left Atrium that differ share at most 0.02
 
@@ -148,8 +149,7 @@ def _read_lists(
             names[role] = read_list(path)
         except DataError as error:
             findings.append(Finding("list", path.name, f"{error}."))
-            text = path.read_text(encoding="utf-8") if path.is_file() else ""
-            names[role] = [name for name in dict.fromkeys(map(str.strip, text.splitlines())) if name]
+            names[role] = _usable_names(path)
         expected = family.counts.get(role)
         if lists is None and names[role] and expected not in (None, len(names[role])):
             findings.append(Finding("count", path.name, f"{len(names[role])} cases; the public list has {expected}."))
@@ -162,6 +162,17 @@ def _read_lists(
     if held <= set(names.get("train", [])):
         names["train"] = [name for name in names.get("train", []) if name not in held]
     return names
+
+
+def _usable_names(path: Path) -> list[str]:
+    """Names in a list with faults: each once, those that are paths out of the data folder left out."""
+    if not path.is_file() or path.stat().st_size > LIST_BYTES:
+        return []
+    usable = []
+    for name in dict.fromkeys(map(str.strip, path.read_text(encoding="utf-8", errors="replace").splitlines())):
+        with suppress(DataError):
+            usable.append(check_name(name, path))
+    return usable
 
 
 def _check_names(family: Family, names: Mapping[str, list[str]], findings: list[Finding]) -> None:

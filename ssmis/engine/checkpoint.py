@@ -54,21 +54,30 @@ def load_checkpoint(path: str | Path, map_location: torch.device | str = "cpu") 
         content = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path} holds objects that are not loaded for safety: {error}") from error
-    except (RuntimeError, EOFError, KeyError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    except Exception as error:  # the unpickler raises whatever the damage brings about
+        raise CheckpointError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of ssmis")
-    if content["version"] > VERSION:
-        raise CheckpointError(f"{path} has format version {content['version']}; this ssmis reads up to {VERSION}")
-    return content["state"]
+    version, state = content.get("version"), content.get("state")
+    if not isinstance(version, int) or not isinstance(state, dict):
+        raise CheckpointError(f"{path} has no format version or no state; expected both")
+    if version > VERSION:
+        raise CheckpointError(f"{path} has format version {version}; this ssmis reads up to {VERSION}")
+    return state
 
 
 def _check_intact(path: Path) -> None:
     """Compare the checksums, which torch writes but does not read."""
     try:
         with zipfile.ZipFile(path) as archive:
+            parts = archive.infolist()
+            packed = [part.filename for part in parts if part.compress_type != zipfile.ZIP_STORED]
+            if packed or sum(part.file_size for part in parts) > path.stat().st_size:  # torch compresses nothing
+                raise CheckpointError(f"{path} is no checkpoint: it unpacks to more than there is")
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+    except CheckpointError:
+        raise
+    except Exception as error:  # zipfile raises whatever the damage brings about
         raise CheckpointError(f"{path} is truncated or no checkpoint at all: {error}") from error
     if damaged is not None:
         raise CheckpointError(f"{path} is damaged: the checksum of {damaged} does not match")

@@ -59,7 +59,12 @@ def write_evaluation(out: Path | str, results: Sequence[CaseResult], how: Mappin
         "post_processing": post_processing,
         "versions": environment()["packages"],
     }
-    record = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(record, dict):
+            raise ValueError(f"it holds a {type(record).__name__}, no object")
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: cannot be read as JSON: {error}") from error
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps({**record, "evaluation": facts}, indent=1), encoding="utf-8")
     temporary.replace(path)

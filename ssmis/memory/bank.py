@@ -10,7 +10,7 @@ class Bank(nn.Module):
     """A memory of labelled key vectors. Reading never changes it; `write` runs once per applied step.
 
     Its state is in buffers, so `state_dict()` is all of it. Keys are detached and L2-normalised; a slot with label -1
-    takes no part.
+    takes no part, and a candidate that is not finite neither.
 
     Args:
         classes: K.
@@ -53,6 +53,7 @@ class Bank(nn.Module):
                 f"expected integer ({len(vectors)},) to match vectors {tuple(vectors.shape)}"
             )
         member = labels[:, None] == torch.arange(self.classes, device=labels.device)
+        member = member & vectors.detach().isfinite().all(1, keepdim=True)  # one such vector would stay for many steps
         used = vectors.detach().float().where(member.any(1, keepdim=True), 0)
         return F.normalize(used, dim=1), member
 

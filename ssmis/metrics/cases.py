@@ -2,6 +2,7 @@
 """Scores of cases: every metric of every class, and the file that keeps them."""
 
 import csv
+import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -102,16 +103,19 @@ def read_cases_csv(path: str | Path) -> list[CaseScore]:
         ValueError: the columns are others, or a line has something else where a number belongs.
     """
     kinds: dict[str, Any] = {field.name: field.type for field in fields(CaseScore)}
-    with Path(path).open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8: {error}") from error
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    rows = []
+    try:
         if reader.fieldnames != list(kinds):
-            raise ValueError(f"{path} has the columns {reader.fieldnames}; expected {list(kinds)}")
-        rows = []
+            raise ValueError(f"it has the columns {reader.fieldnames}; expected {list(kinds)}")
         for line in reader:
             values: dict[str, Any] = dict(line)
-            try:
-                values |= {name: kind(values[name]) for name, kind in kinds.items() if kind in (int, float)}
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
+            values |= {name: kind(values[name]) for name, kind in kinds.items() if kind in (int, float)}
             rows.append(CaseScore(**values))
+    except (TypeError, ValueError, csv.Error) as error:
+        raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
     return rows

@@ -16,6 +16,7 @@ from ssmis.metrics import CaseScore, Reliability, read_cases_csv, summarise
 from ssmis.report._cuts import Array, ArrayLike
 
 NEVER, ALWAYS = 1e-4, 0.99  # shares of foreground at which pseudo-labels teach nothing
+STREAK = 100  # steps of training after which that is no accident of the crops
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,14 @@ class ReportRun:
 
     def settings(self, name: str) -> dict[str, Any]:
         """A JSON file of the folder, flat: `outer.inner` -> value."""
-        return flat(json.loads((Path(self.folder) / name).read_text(encoding="utf-8")))
+        path = Path(self.folder) / name
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(found, dict):
+                raise ValueError(f"it holds a {type(found).__name__}, no object")
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}: cannot be read as JSON: {error}") from error
+        return flat(found)
 
     @property
     def training_minutes(self) -> float:
@@ -132,12 +140,12 @@ def read_log(path: Path) -> dict[str, Array]:
     """
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file; expected a run folder as `fit` writes it")
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file, restval="")
-        names, rows = list(reader.fieldnames or ()), list(reader)
     try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file, restval="")
+            names, rows = list(reader.fieldnames or ()), list(reader)
         return {name: np.array([float(row[name] or nan) for row in rows]) for name in names}
-    except ValueError as error:
+    except (ValueError, csv.Error) as error:
         raise ValueError(f"{path}: {error}") from error
 
 
@@ -165,12 +173,30 @@ def warnings_of(run: ReportRun) -> list[str]:
                 f"{who} were collapsed in {flags.sum()} of {len(flags)} measurements (foreground below "
                 f"{100 * NEVER:g} or above {100 * ALWAYS:g} % of the voxels), the last at step {last:.0f}"
             )
+    if not any(column.startswith("foreground/") for column in run.quality):
+        found += _collapsed_in_training(run)
     norms = run.metrics.get("grad_norm", np.array([]))
     if skipped := int((~np.isfinite(norms)).sum()):
         found.append(f"{skipped} of {len(norms)} steps were skipped: loss or gradient was not finite")
     planned, done = settings.get("fit.steps"), len(run.metrics.get("step", ()))
     if planned is not None and done < planned:
         found.append(f"training is at step {done} of {planned}")
+    return found
+
+
+def _collapsed_in_training(run: ReportRun) -> list[str]:
+    """Nets whose training batches had no foreground, or nothing else, for the last `STREAK` steps and longer."""
+    found = []
+    for column, share in run.metrics.items():
+        kind, _, net = column.partition("/")
+        fine = np.flatnonzero((share >= NEVER) & (share <= ALWAYS))
+        since = int(fine[-1]) + 1 if len(fine) else 0
+        if kind == "foreground" and len(share) - since >= STREAK:
+            found.append(
+                f"predictions of {net} have collapsed: foreground is {100 * share[-1]:.3g} % of the voxels of the last "
+                f"training batch, and beyond {100 * NEVER:g} or {100 * ALWAYS:g} % since step "
+                f"{run.metrics['step'][since]:.0f}"
+            )
     return found
 
 
