@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ssmis.engine.files import replace_file
+from ssmis.engine.atomic import replace_file
 
 FORMAT = "ssmis.checkpoint"
 VERSION = 1

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ssmis.engine.atomic import remove_leftovers, replace_text
 from ssmis.engine.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from ssmis.engine.files import remove_leftovers, replace_text
 from ssmis.engine.log import CsvLog
 from ssmis.engine.record import changed_settings
 from ssmis.engine.runtime import environment

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from ssmis.engine.files import replace_text
+from ssmis.engine.atomic import replace_text
 
 
 class CsvLog:

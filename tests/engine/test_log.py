@@ -7,7 +7,7 @@ import resource
 import pytest
 
 from ssmis.engine import load_checkpoint, save_checkpoint
-from ssmis.engine.files import remove_leftovers, replace_text
+from ssmis.engine.atomic import remove_leftovers, replace_text
 from ssmis.engine.log import CsvLog
 
 
