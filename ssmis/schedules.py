@@ -29,6 +29,20 @@ def gaussian_ramp(progress: float, *, end: float = 1.0, steepness: float = 5.0) 
     return math.exp(-steepness * (1 - min(progress / end, 1)) ** 2)
 
 
+def exponential_ramp(progress: float, *, start: float = 0.01) -> float:
+    r"""Rise from `start` to 1 by equal factors: $s^{1 - t}$.
+
+    Raises:
+        ValueError: progress outside [0, 1], start outside (0, 1].
+
+    >>> round(exponential_ramp(0.5), 3)
+    0.1
+    """
+    check_range(progress, 0, 1, name="progress")
+    check_range(start, 0, 1, name="start", open_low=True)
+    return start ** (1 - progress)
+
+
 def linear_ramp(progress: float, *, start: float = 0.0, end: float = 1.0) -> float:
     """Rise from 0 at `start` to 1 at `end` on a straight line; a step where they are equal.
 

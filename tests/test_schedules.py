@@ -13,6 +13,7 @@ PROGRESS = st.floats(0, 1)
 RISING = {
     "gaussian": schedules.gaussian_ramp,
     "gaussian to 0.4": lambda t: schedules.gaussian_ramp(t, end=0.4),
+    "exponential": schedules.exponential_ramp,
     "linear": schedules.linear_ramp,
     "linear inside": lambda t: schedules.linear_ramp(t, start=0.2, end=0.6),
     "linear as a step": lambda t: schedules.linear_ramp(t, start=0.5, end=0.5),

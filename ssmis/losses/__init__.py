@@ -3,9 +3,11 @@
 
 from ssmis.losses._reduce import REDUCTIONS, Reduction, reduce_volumes
 from ssmis.losses.consistency import (
+    BCEConsistency,
     CosineConsistency,
     KLConsistency,
     MSEConsistency,
+    bce_consistency,
     cosine_consistency,
     kl_consistency,
     mse_consistency,
@@ -17,11 +19,16 @@ from ssmis.losses.dice_ce import DiceCE, dice_ce
 from ssmis.losses.disagreement import ConfidenceDisagreement, confidence_disagreement
 from ssmis.losses.entropy_filtered import EntropyFilteredCE, entropy_filtered_ce
 from ssmis.losses.entropy_minimisation import EntropyMinimisation, entropy_minimisation
+from ssmis.losses.evidential import EvidentialCalibration, evidential_calibration
+from ssmis.losses.prototype_contrast import PrototypeContrast, prototype_contrast
 from ssmis.losses.rectified import KLRectifiedCE, kl_rectified_ce
+from ssmis.losses.region_contrast import RegionContrast, region_contrast
+from ssmis.losses.sigmoid import SigmoidDiceBCE, sigmoid_dice_bce
 from ssmis.losses.voxel_contrast import VoxelContrast, voxel_contrast
 
 __all__ = [
     "REDUCTIONS",
+    "BCEConsistency",
     "ConfidenceDisagreement",
     "CosineConsistency",
     "CrossEntropy",
@@ -29,13 +36,18 @@ __all__ = [
     "DiceCE",
     "EntropyFilteredCE",
     "EntropyMinimisation",
+    "EvidentialCalibration",
     "KLConsistency",
     "KLRectifiedCE",
     "MSEConsistency",
+    "PrototypeContrast",
     "PseudoCE",
     "Reduction",
+    "RegionContrast",
+    "SigmoidDiceBCE",
     "SoftDice",
     "VoxelContrast",
+    "bce_consistency",
     "confidence_disagreement",
     "cosine_consistency",
     "cross_entropy",
@@ -43,11 +55,15 @@ __all__ = [
     "dice_ce",
     "entropy_filtered_ce",
     "entropy_minimisation",
+    "evidential_calibration",
     "kl_consistency",
     "kl_rectified_ce",
     "mse_consistency",
+    "prototype_contrast",
     "pseudo_ce",
     "reduce_volumes",
+    "region_contrast",
+    "sigmoid_dice_bce",
     "soft_dice",
     "voxel_contrast",
 ]

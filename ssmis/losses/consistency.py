@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Consistency of a student's class probabilities with a teacher's, in three distances."""
+"""Consistency of a student's class probabilities with a teacher's, in four distances."""
 
 from math import inf
 
+import torch
 from torch import Tensor, nn
 
 from ssmis._checks import check_class_maps, check_mask, check_range, check_same_shape
@@ -94,6 +95,38 @@ def cosine_consistency(
     return reduce_volumes(1 - cosine, mask, reduction)
 
 
+def bce_consistency(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    temperature: float = 1.0,
+    mask: Tensor | None = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    r"""Binary cross-entropy of each class probability with the teacher's.
+
+    $\ell_v = -\frac{1}{K} \sum_k \bigl[p^t_{vk} \log p^s_{vk} + (1 - p^t_{vk}) \log (1 - p^s_{vk})\bigr]$ with
+    $p = \mathrm{softmax}(z / T)$ over classes, finite for any finite logits. Arguments, errors and empty case are those
+    of `mse_consistency`. Its least value is the binary entropy of the teacher, not 0.
+
+    Gradient: to `student_logits` only.
+    Paper: the cross-subnet term of Huang et al., IEEE TIP 2025, arXiv 2508.09014. Differs from the public code: all
+        classes, and with gradient.
+    """
+    student, teacher = _tempered(student_logits, teacher_logits, temperature, mask)
+    log_p, q = student.log_softmax(1), teacher.softmax(1)
+    log_rest = log_complement(log_p)
+    return reduce_volumes(-(q * log_p + (1 - q) * log_rest).mean(1), mask, reduction)
+
+
+def log_complement(log_p: Tensor) -> Tensor:
+    """Return `log(1 - p)` of log-probabilities `(B, K, *S)` over K >= 2 classes, finite where p rounds to 1."""
+    largest = log_p.argmax(1, keepdim=True)
+    top = torch.zeros_like(log_p, dtype=torch.bool).scatter(1, largest, True)
+    rest = log_p.masked_fill(top, -inf).logsumexp(1, keepdim=True)  # of the largest: the sum of all others
+    return torch.where(top, rest, torch.log1p(-log_p.masked_fill(top, -1).exp()))
+
+
 def _tempered(
     student_logits: Tensor, teacher_logits: Tensor, temperature: float, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
@@ -140,5 +173,16 @@ class CosineConsistency(_Consistency):
     def forward(self, student_logits: Tensor, teacher_logits: Tensor, mask: Tensor | None = None) -> Tensor:
         """Compute the loss."""
         return cosine_consistency(
+            student_logits, teacher_logits, temperature=self.temperature, mask=mask, reduction=self.reduction
+        )
+
+
+@LOSSES.register("bce_consistency", example=_PAIR)
+class BCEConsistency(_Consistency):
+    """Binary cross-entropy of class probabilities with a teacher's; see `bce_consistency`."""
+
+    def forward(self, student_logits: Tensor, teacher_logits: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Compute the loss."""
+        return bce_consistency(
             student_logits, teacher_logits, temperature=self.temperature, mask=mask, reduction=self.reduction
         )

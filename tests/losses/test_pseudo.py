@@ -19,6 +19,7 @@ from strategies import (
 )
 
 from ssmis.losses import (
+    bce_consistency,
     cosine_consistency,
     cross_entropy,
     cross_pseudo,
@@ -35,6 +36,11 @@ def brute(voxel_loss, student, teacher, mask):
     """Mean over the mask of a function of two lists of logits, then over volumes."""
     values = [[voxel_loss(s, t) for s, t in zip(*volume)] for volume in zip(voxels(student), voxels(teacher))]
     return mean_over_volumes(values, mask)
+
+
+def brute_bce(s, t):
+    pairs = zip(softmax(s), softmax(t))
+    return -sum(q * math.log(p) + (1 - q) * math.log(1 - p) for p, q in pairs) / len(s)
 
 
 def brute_kl(s, t):
@@ -73,6 +79,7 @@ TWINS = {
     "kl": (kl_consistency, {}, brute_kl),
     "kl warm": (kl_consistency, {"temperature": 2.0}, lambda s, t: brute_kl([a / 2 for a in s], [b / 2 for b in t])),
     "cosine": (cosine_consistency, {}, brute_cosine),
+    "bce": (bce_consistency, {}, brute_bce),
     "entropy": (lambda student, _, mask: entropy_minimisation(student, mask=mask), {}, brute_entropy),
 }
 
@@ -277,3 +284,12 @@ def test_soft_targets_are_detached(loss, temperature):
     loss(student, teacher, targets="soft", sharpen_temperature=temperature).backward()
     assert student.grad.abs().max() > 0
     assert teacher.grad is None
+
+
+@given(pair_of_logits(), st.sampled_from([1.0, 30.0, 1e4]))
+def test_bce_consistency_is_least_where_the_student_is_the_teacher(pair, scale):
+    student, teacher = (scale * maps for maps in pair)
+    own = bce_consistency(teacher.requires_grad_(), teacher)
+    assert own <= bce_consistency(student, teacher) + 1e-6
+    own.backward()
+    assert teacher.grad.abs().max() < 1e-6
