@@ -6,6 +6,7 @@ from ssmis.data.batch import Batch
 from ssmis.data.batches import BatchMaker
 from ssmis.data.cache import Cache, Entry
 from ssmis.data.cases import Case, DataError, Split, Volume, check_no_overlap, check_volume
+from ssmis.data.components import largest_component, largest_components
 from ssmis.data.crop import Crop, CropPicker, crop_volume
 from ssmis.data.families import FAMILIES, Family, family_of
 from ssmis.data.fingerprint import Fingerprint, array_digest
@@ -21,6 +22,7 @@ from ssmis.data.intensity import (
     gaussian_blur,
 )
 from ssmis.data.la import find_la, la_cases, la_split, load_la, read_list, write_la
+from ssmis.data.mixing import Mixed, box_mix, random_boxes
 from ssmis.data.phantom import atrium_phantom, write_phantoms
 from ssmis.data.prefetch import Prefetch
 from ssmis.data.resample import area_downsample, majority_downsample, scaled_size, upsample_probs
@@ -45,6 +47,7 @@ __all__ = [
     "HeldOut",
     "HeldOutError",
     "Intensity",
+    "Mixed",
     "Prefetch",
     "Report",
     "Split",
@@ -61,6 +64,7 @@ __all__ = [
     "atrium_phantom",
     "batch_key",
     "bias_field",
+    "box_mix",
     "check_no_overlap",
     "check_volume",
     "coarse_field",
@@ -70,8 +74,11 @@ __all__ = [
     "gaussian_blur",
     "la_cases",
     "la_split",
+    "largest_component",
+    "largest_components",
     "load_la",
     "majority_downsample",
+    "random_boxes",
     "read_list",
     "scaled_size",
     "upsample_probs",
