@@ -9,8 +9,8 @@ from torch.nn import functional as F
 class Bank(nn.Module):
     """A memory of labelled key vectors. Reading never changes it; `write` runs once per applied step.
 
-    Its state is in buffers, so `state_dict()` is all of it. Keys are detached and L2-normalised; a slot with label -1
-    takes no part, and a candidate that is not finite neither.
+    Its state is in buffers, so `state_dict()` is all of it. Keys are detached and L2-normalised unless a bank is told
+    otherwise; a slot with label -1 takes no part, and a candidate that is not finite neither.
 
     Args:
         classes: K.
@@ -40,8 +40,8 @@ class Bank(nn.Module):
         """Settings shown by `print(bank)`."""
         return f"classes={self.classes}, channels={self.channels}"
 
-    def _candidates(self, vectors: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        # checked; normalised vectors in float32 and one-hot membership (N, K)
+    def _candidates(self, vectors: Tensor, labels: Tensor, *, normalize: bool = True) -> tuple[Tensor, Tensor]:
+        # checked; vectors in float32, of length 1 unless told otherwise, and one-hot membership (N, K)
         if vectors.ndim != 2 or vectors.shape[1] != self.channels or not vectors.is_floating_point():
             raise ValueError(
                 f"vectors is {vectors.dtype} of shape {tuple(vectors.shape)}; "
@@ -55,7 +55,7 @@ class Bank(nn.Module):
         member = labels[:, None] == torch.arange(self.classes, device=labels.device)
         member = member & vectors.detach().isfinite().all(1, keepdim=True)  # one such vector would stay for many steps
         used = vectors.detach().float().where(member.any(1, keepdim=True), 0)
-        return F.normalize(used, dim=1), member
+        return F.normalize(used, dim=1) if normalize else used, member
 
     def _means(self, vectors: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         # mean of the normalised candidates of each class (K, E), and whether there are any (K,)

@@ -16,6 +16,7 @@ class FIFOBank(Bank):
         classes: K.
         channels: E, length of a vector.
         slots: vectors kept a class.
+        normalize: keep directions; False keeps vectors as they are.
 
     Raises:
         ValueError: classes, channels or slots < 1.
@@ -25,11 +26,12 @@ class FIFOBank(Bank):
     pointer: Tensor
     filled: Tensor
 
-    def __init__(self, classes: int, channels: int, *, slots: int = 256) -> None:
+    def __init__(self, classes: int, channels: int, *, slots: int = 256, normalize: bool = True) -> None:
         super().__init__(classes, channels)
         if slots < 1:
             raise ValueError(f"slots is {slots}; expected at least 1")
         self.slots = slots
+        self.normalize = normalize
         self.register_buffer("ring", torch.zeros(classes, slots, channels))
         self.register_buffer("pointer", torch.zeros(classes, dtype=torch.int64))
         self.register_buffer("filled", torch.zeros(classes, dtype=torch.int64))
@@ -43,19 +45,28 @@ class FIFOBank(Bank):
     @torch.no_grad()
     def write(self, vectors: Tensor, labels: Tensor) -> None:
         """Store the candidates in order; of more than `slots` of one class the last ones stay."""
-        directions, member = self._candidates(vectors, labels)
+        stored, member = self._candidates(vectors, labels, normalize=self.normalize)
         order, counts = member.cumsum(0) - 1, member.sum(0)  # (N, K), (K,)
         kept = member & (order >= counts - self.slots)
-        offset = torch.arange(self.classes, device=labels.device) * self.slots
-        slot = (offset + (self.pointer + order) % self.slots).where(kept, 0).sum(1)
-        # all that is not kept goes to one more slot, which is cut off: no choice by value, no host sync
-        spare = self.classes * self.slots
-        target = slot.where(kept.any(1), spare)
-        longer = torch.cat([self.ring.flatten(0, 1), self.ring.new_zeros(1, self.channels)])
-        longer.index_copy_(0, target, directions.to(longer.dtype))
-        self.ring.copy_(longer[:spare].view_as(self.ring))
+        self._store(stored, kept, (self.pointer + order) % self.slots)
         self.pointer.copy_((self.pointer + counts) % self.slots)
         self.filled.copy_((self.filled + counts).clamp_max(self.slots))
+
+    @property
+    def ready(self) -> bool:
+        """Whether two classes have a vector, as a contrast needs; it asks the device, so not in a forward pass."""
+        return int((self.filled > 0).sum()) >= 2
+
+    def _store(self, vectors: Tensor, kept: Tensor, slot: Tensor) -> Tensor:
+        # write (N, E) where `kept` (N, K) into slots (N, K); returns flat slots (N,), K * slots where nothing is kept
+        offset = torch.arange(self.classes, device=kept.device) * self.slots
+        # all that is not kept goes to one more slot, which is cut off: no choice by value, no host sync
+        spare = self.classes * self.slots
+        target = (offset + slot).where(kept, 0).sum(1).where(kept.any(1), spare)
+        longer = torch.cat([self.ring.flatten(0, 1), self.ring.new_zeros(1, self.channels)])
+        longer.index_copy_(0, target, vectors.to(longer.dtype))
+        self.ring.copy_(longer[:spare].view_as(self.ring))
+        return target
 
     def extra_repr(self) -> str:
         """Settings shown by `print(bank)`."""

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """From feature maps to class vectors: means, and random reliable samples of a fixed number."""
 
+from typing import Any, Literal
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ssmis._checks import check_labels, check_mask
+from ssmis._checks import check_choice, check_labels, check_mask
 
 
 def class_means(features: Tensor, labels: Tensor, *, classes: int, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -36,6 +38,66 @@ def class_means(features: Tensor, labels: Tensor, *, classes: int, mask: Tensor 
         sums = (member.to(flat.dtype) @ used.transpose(1, 2)).sum(0)
     counts = member.sum((0, 2))
     return sums / counts.clamp_min(1)[:, None], counts
+
+
+def class_prototypes(
+    features: Tensor,
+    labels: Tensor,
+    *,
+    classes: int,
+    mask: Tensor | None = None,
+    normalize: bool = True,
+    over: Literal["class", "volume"] = "class",
+) -> tuple[Tensor, Tensor]:
+    r"""Mean feature of each class of each volume, of features on any grid.
+
+    $\mu_{bk} = \sum_v w_{bkv} f_{bv} / \sum_v w_{bkv}$ with w the share of a feature's cell that the class fills: the
+    mean that the features would have at the resolution of the labels. The mean of a constant map does not depend on the
+    mask's size.
+
+    Args:
+        features: `(B, E, *S')`, such as a coarse map of an encoder; half precision is summed in float32.
+        labels: integer `(B, *S)` with as many axes; a voxel outside 0..K-1, such as -1, takes no part.
+        classes: K.
+        mask: bool `(B, *S)`; voxels outside take no part. None is all voxels.
+        normalize: give means of length 1.
+        over: what the sum is divided by: the voxels of the "class", or of the whole "volume", whose prototypes shrink
+            with the class (seen in public code; with `normalize` the two are the same).
+
+    Returns:
+        Prototypes `(B, E, K)`, at least float32, and int64 labels `(B, K)`: the class, or -1 where it does not occur;
+        as `prototype_contrast` takes them.
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit.
+
+    Gradient: to features.
+    Empty case: a class without a voxel has a zero vector and label -1.
+    """
+    if features.ndim != labels.ndim + 1 or len(features) != len(labels) or not 3 <= features.ndim <= 5:
+        raise ValueError(
+            f"labels has shape {tuple(labels.shape)}; expected (B, *S) with {len(features)} volumes and "
+            f"{features.ndim - 2} spatial axes to match features {tuple(features.shape)}"
+        )
+    _check_features(features, classes)
+    check_choice(over, ("class", "volume"), name="over")
+    if mask is not None:
+        check_mask(mask, labels.unsqueeze(1), maps_name="labels")
+        labels = labels.where(mask, -1)
+    if labels.is_floating_point():
+        raise ValueError(f"labels has dtype {labels.dtype}; expected integer class indices")
+    index = torch.arange(classes, device=labels.device).view(-1, *[1] * (labels.ndim - 1))
+    pool: Any = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)[features.ndim - 3]
+    with torch.autocast(features.device.type, enabled=False):
+        flat = features.flatten(2).to(torch.promote_types(features.dtype, torch.float32))
+        member = (labels.unsqueeze(1) == index).to(flat.dtype)
+        share = pool(member, features.shape[2:]).flatten(2)  # (B, K, V')
+        sums = flat.where(share.sum(1, keepdim=True) > 0, 0) @ share.transpose(1, 2)  # (B, E, K)
+        total = share.sum(2)
+        count = total.where(total > 0, 1) if over == "class" else torch.full_like(total, max(1, share.shape[2]))
+        means = sums / count.unsqueeze(1)
+    vectors = F.normalize(means, dim=1) if normalize else means
+    return vectors, torch.arange(classes, device=labels.device).where(total > 0, -1)
 
 
 @torch.no_grad()
@@ -86,14 +148,18 @@ def sample_per_class(
 
 
 def _flatten(features: Tensor, labels: Tensor, mask: Tensor | None, classes: int) -> tuple[Tensor, Tensor]:
+    _check_features(features, classes)
+    check_labels(labels, features, maps_name="features")
+    check_mask(mask, features, maps_name="features")
+    if mask is not None:
+        labels = labels.where(mask, -1)
+    return features.flatten(2), labels.flatten(1)
+
+
+def _check_features(features: Tensor, classes: int) -> None:
     if features.ndim < 3 or not features.is_floating_point():
         raise ValueError(
             f"features is {features.dtype} of shape {tuple(features.shape)}; expected floating point (B, E, *S)"
         )
     if classes < 1:
         raise ValueError(f"classes is {classes}; expected at least 1")
-    check_labels(labels, features, maps_name="features")
-    check_mask(mask, features, maps_name="features")
-    if mask is not None:
-        labels = labels.where(mask, -1)
-    return features.flatten(2), labels.flatten(1)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from ssmis.memory import BatchBank, EMABank, FIFOBank
+from ssmis.memory import BatchBank, EMABank, FIFOBank, SharedPointerFIFOBank
 from ssmis.registry import BANKS
 
 
@@ -156,6 +156,53 @@ def test_after_as_many_writes_as_slots_every_slot_holds_its_own_vector():
     keys, key_labels = read(bank)
     assert key_labels.tolist() == [0] * 8 + [1] * 8 + [2] * 8
     assert len(keys.unique(dim=0)) == 24
+
+
+@given(st.integers(0, 2**31), st.integers(1, 4), st.integers(1, 4))
+def test_after_k_writes_of_distinct_vectors_a_class_every_slot_of_every_class_holds_one(seed, classes, times):
+    """One pointer a class fills all of its ring; one for all classes fills what it happens to meet."""
+    slots = classes * times
+    banks = FIFOBank(classes, 4, slots=slots), SharedPointerFIFOBank(classes, 4, slots=slots)
+    for step in range(slots):
+        vectors, _ = candidates(seed + step, classes, 1)
+        for bank in banks:
+            bank.write(vectors, torch.arange(classes))
+    for bank, held in zip(banks, (slots, slots // classes)):
+        keys, key_labels = read(bank)
+        counts = [int((key_labels == k).sum()) for k in range(classes)]
+        assert counts == [held] * classes
+        assert len(keys[key_labels >= 0].unique(dim=0)) == held * classes
+
+
+@given(st.integers(0, 2**31), st.integers(1, 3), st.integers(1, 6), st.lists(st.integers(0, 9), min_size=1, max_size=4))
+def test_a_shared_pointer_moves_with_every_vector(seed, classes, slots, counts):
+    bank, rings, at = SharedPointerFIFOBank(classes, 4, slots=slots), {}, 0
+    for step, count in enumerate(counts):
+        vectors, labels = candidates(seed + step, count, classes)
+        bank.write(vectors, labels)
+        for vector, label in zip(F.normalize(vectors, dim=1), labels.tolist()):
+            if label >= 0:
+                rings[label, at % slots] = vector
+                at += 1
+    keys, key_labels = (part.view(classes, slots, *part.shape[1:]) for part in read(bank))
+    for k in range(classes):
+        for slot in range(slots):
+            held = rings.get((k, slot))
+            assert key_labels[k, slot] == (-1 if held is None else k)
+            assert held is None or torch.equal(keys[k, slot], held)
+
+
+@pytest.mark.parametrize("kind", [FIFOBank, SharedPointerFIFOBank])
+def test_a_ring_may_keep_vectors_as_they_are(kind):
+    bank = kind(2, 4, slots=4, normalize=False)
+    vectors, labels = 5 * torch.rand(3, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, -1])
+    assert not bank.ready
+    bank.write(vectors[:1], labels[:1])
+    assert not bank.ready  # one class has no negative
+    bank.write(vectors[1:], labels[1:])
+    assert bank.ready
+    keys, key_labels = read(bank)
+    assert torch.equal(keys[key_labels >= 0], vectors[:2])
 
 
 def test_keys_read_earlier_survive_a_write():

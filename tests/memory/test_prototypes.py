@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import make_labels, make_logits, make_mask, sizes
 
-from ssmis.memory import class_means, sample_per_class
+from ssmis.memory import class_means, class_prototypes, sample_per_class
 
 
 @given(st.integers(0, 2**31), st.integers(1, 4), sizes(), st.booleans())
@@ -97,3 +97,77 @@ def test_wrong_shapes_are_named(function):
 def test_no_slots_are_refused():
     with pytest.raises(ValueError, match="per_class"):
         sample_per_class(torch.zeros(1, 3, 4), torch.zeros(1, 4, dtype=torch.int64), classes=2, per_class=0)
+
+
+@given(st.integers(0, 2**31), st.integers(1, 4), sizes(high=3), st.integers(1, 3), st.booleans())
+def test_prototypes_equal_means_of_features_at_the_resolution_of_the_labels(seed, classes, size, factor, with_mask):
+    features = make_logits(seed, 2, 5, size).double()
+    fine = tuple(factor * length for length in size)
+    labels = make_labels(seed, 2, classes, fine, low=-1)
+    mask = make_mask(seed, 2, fine) if with_mask else None
+    vectors, vector_labels = class_prototypes(features, labels, classes=classes, mask=mask, normalize=False)
+    whole = class_prototypes(features, labels, classes=classes, mask=mask, normalize=False, over="volume")[0]
+    assert vectors.shape == (2, 5, classes)
+    repeated = features
+    for axis in range(2, 2 + len(size)):
+        repeated = repeated.repeat_interleave(factor, axis)
+    for b in range(2):
+        for k in range(classes):
+            inside = (labels[b] == k) & (True if mask is None else mask[b])
+            own = repeated[b][:, inside]
+            assert vector_labels[b, k] == (k if inside.any() else -1)
+            expected = own.mean(1) if inside.any() else torch.zeros(5, dtype=torch.float64)
+            torch.testing.assert_close(vectors[b, :, k], expected)
+            torch.testing.assert_close(whole[b, :, k], own.sum(1) / inside.numel())
+
+
+@given(st.integers(0, 2**31), st.floats(0.05, 1), st.booleans(), st.integers(2, 4))
+def test_the_prototype_of_a_constant_map_does_not_depend_on_the_size_of_the_mask(seed, share, normalize, coarse):
+    features = torch.arange(1, 4.0).view(1, 3, 1, 1).expand(2, 3, coarse, coarse)
+    mask = torch.rand(2, 7, 7, generator=torch.Generator().manual_seed(seed)) < share
+    mask[:, 0, 0] = True
+    vectors, labels = class_prototypes(features, mask.long(), classes=2, normalize=normalize)
+    expected = torch.arange(1, 4.0) / (14**0.5 if normalize else 1)
+    assert labels[:, 1].eq(1).all()
+    for b in range(2):
+        torch.testing.assert_close(vectors[b, :, 1], expected)
+
+
+def test_prototypes_pass_gradient_and_ignore_what_is_outside():
+    features = make_logits(0, 1, 3, (2, 2)).requires_grad_()
+    labels = torch.full((1, 4, 4), -1)
+    labels[:, :2, :2] = 1
+    vectors, vector_labels = class_prototypes(features, labels, classes=3)
+    assert vector_labels.tolist() == [[-1, 1, -1]]
+    assert not vectors[..., 0].any()
+    vectors.square().sum().backward()
+    assert features.grad.isfinite().all()
+    vectors, _ = class_prototypes(features, labels, classes=3, normalize=False)
+    (slope,) = torch.autograd.grad(vectors.sum(), features)
+    assert (slope != 0).any(1).tolist() == [[[True, False], [False, False]]]
+    spoilt = features.detach().clone()
+    spoilt[..., 1, 1] = float("nan")
+    assert torch.equal(class_prototypes(spoilt, labels, classes=3)[0], class_prototypes(features, labels, classes=3)[0])
+
+
+def test_prototypes_are_computed_in_float32():
+    features, labels = make_logits(0, 1, 3, (4, 4)), make_labels(0, 1, 2, (8, 8))
+    exact = class_prototypes(features.bfloat16().float(), labels, classes=2)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        vectors, _ = class_prototypes(features.bfloat16(), labels, classes=2)
+    assert torch.equal(vectors, exact)
+    assert class_prototypes(features[:0], labels[:0], classes=2)[0].shape == (0, 3, 2)
+
+
+def test_prototypes_of_what_does_not_fit_are_refused():
+    features, labels = torch.zeros(1, 3, 4, 4), torch.zeros(1, 8, 8, dtype=torch.int64)
+    with pytest.raises(ValueError, match="labels has shape"):
+        class_prototypes(features, labels[:, 0], classes=2)
+    with pytest.raises(ValueError, match="labels has shape"):
+        class_prototypes(features, labels.repeat(2, 1, 1), classes=2)
+    with pytest.raises(ValueError, match=r"labels has dtype torch\.float32"):
+        class_prototypes(features, labels.float(), classes=2)
+    with pytest.raises(ValueError, match="mask is"):
+        class_prototypes(features, labels, classes=2, mask=torch.ones(1, 4, 4, dtype=torch.bool))
+    with pytest.raises(ValueError, match="over is 'all'"):
+        class_prototypes(features, labels, classes=2, over="all")
