@@ -24,6 +24,7 @@ class EncoderDecoder(nn.Module):
         classes: K >= 2, with the background.
         channels: E.
         dims: number of spatial dimensions, 2 or 3.
+        widths: channels of the encoder's maps, kept as `pyramid_channels`.
         strides: strides of the encoder's maps; the last one is the coarsest.
         norm: norm of the encoder and decoder, to refuse images that leave it nothing to normalise.
         dropout: probability with which a feature channel is dropped before the head, in [0, 1].
@@ -43,6 +44,7 @@ class EncoderDecoder(nn.Module):
         classes: int,
         channels: int,
         dims: int,
+        widths: Sequence[int],
         strides: Sequence[int],
         norm: str,
         dropout: float = 0.0,
@@ -57,6 +59,7 @@ class EncoderDecoder(nn.Module):
         self.channels = channels
         self.dims = dims
         self.norm = norm
+        self.pyramid_channels = tuple(widths)
         self.strides = tuple(strides)
         self.encoder = encoder
         self.bottleneck_dropout = channel_dropout(bottleneck_dropout, dims=dims)

@@ -114,6 +114,7 @@ class ResNetUNet(EncoderDecoder):
             classes=classes,
             channels=widths[0],
             dims=dims,
+            widths=widths,
             strides=[2**i for i in range(len(widths))],
             norm=norm,
             dropout=dropout,

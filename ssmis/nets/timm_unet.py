@@ -127,6 +127,7 @@ class TimmUNet(EncoderDecoder):
             classes=classes,
             channels=widths[0],
             dims=2,
+            widths=maps.channels,
             strides=maps.strides,
             norm=norm,
             dropout=dropout,

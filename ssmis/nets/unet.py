@@ -95,6 +95,7 @@ class UNet(EncoderDecoder):
             classes=classes,
             channels=widths[0],
             dims=dims,
+            widths=widths,
             strides=[2**i for i in range(len(widths))],
             norm=norm,
             dropout=dropout,

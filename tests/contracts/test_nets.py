@@ -72,6 +72,8 @@ def test_the_output_keeps_batch_size_and_dtype(name, dims):
     if output.features is not None:
         assert output.features.shape[0] == 2
         assert output.features.shape[2:] == size
+    if output.pyramid:  # banks of its features are made before the first image is seen
+        assert small(name, dims).pyramid_channels == tuple(level.shape[1] for level in output.pyramid)
     for finer, coarser in zip(output.pyramid, output.pyramid[1:]):
         assert all(a >= b for a, b in zip(finer.shape[2:], coarser.shape[2:]))
     for label, tensor in tensors(output).items():
