@@ -12,11 +12,11 @@ from ssmis.uncertainty import kl_divergence, lowest_entropy
 
 
 class PseudoLabelQuality:
-    """Engine callback: each student's pseudo-labels on fixed volumes, in eval mode.
+    """Engine callback: pseudo-labels of each net, trained or predicting, on fixed volumes, in eval mode.
 
-    Columns, a student: `dice/<net>` over all foreground voxels, `accuracy_kept/<net>` and `accuracy/<net>` inside the
+    Columns, a net: `dice/<net>` over all foreground voxels, `accuracy_kept/<net>` and `accuracy/<net>` inside the
     entropy filter's keep-set and everywhere, `foreground/<net>` (share of the voxels); and `kl`, the mean divergence
-    between the first two students.
+    between the first two nets.
 
     Args:
         images: `(N, C, *S)` of unlabelled cases.
@@ -36,7 +36,7 @@ class PseudoLabelQuality:
         device = next(recipe.parameters()).device
         logits = {
             name: torch.cat([net(image[None].to(device)).logits.float().cpu() for image in self.images])
-            for name, net in recipe.students.items()
+            for name, net in {**recipe.nets(), **recipe.deployed()}.items()
         }
         numbers: dict[str, float] = {}
         for name, own in logits.items():

@@ -21,6 +21,7 @@ from ssmis.losses.entropy_filtered import EntropyFilteredCE, entropy_filtered_ce
 from ssmis.losses.entropy_minimisation import EntropyMinimisation, entropy_minimisation
 from ssmis.losses.evidential import EvidentialCalibration, evidential_calibration
 from ssmis.losses.prototype_contrast import PrototypeContrast, prototype_contrast
+from ssmis.losses.pseudo_labels import hard_labels
 from ssmis.losses.rectified import KLRectifiedCE, kl_rectified_ce
 from ssmis.losses.region_contrast import RegionContrast, region_contrast
 from ssmis.losses.sigmoid import SigmoidDiceBCE, sigmoid_dice_bce
@@ -56,6 +57,7 @@ __all__ = [
     "entropy_filtered_ce",
     "entropy_minimisation",
     "evidential_calibration",
+    "hard_labels",
     "kl_consistency",
     "kl_rectified_ce",
     "mse_consistency",

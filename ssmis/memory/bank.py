@@ -36,6 +36,11 @@ class Bank(nn.Module):
         """Take in candidates `(N, E)` with labels `(N,)`; a label outside 0..K-1, such as -1, is skipped."""
         raise TypeError(f"{type(self).__name__} must define write(vectors, labels)")
 
+    @property
+    def ready(self) -> bool:
+        """Whether two classes have a key, as a contrast needs; a look at the device, so not for a forward pass."""
+        return True
+
     def extra_repr(self) -> str:
         """Settings shown by `print(bank)`."""
         return f"classes={self.classes}, channels={self.channels}"

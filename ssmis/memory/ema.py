@@ -49,6 +49,11 @@ class EMABank(Bank):
         self.prototypes.copy_(moved.where(present[:, None], self.prototypes))
         self.written.logical_or_(present)
 
+    @property
+    def ready(self) -> bool:
+        """See `Bank.ready`."""
+        return int(self.written.sum()) >= 2
+
     def extra_repr(self) -> str:
         """Settings shown by `print(bank)`."""
         return f"{super().extra_repr()}, decay={self.decay}"

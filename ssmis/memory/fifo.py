@@ -54,7 +54,7 @@ class FIFOBank(Bank):
 
     @property
     def ready(self) -> bool:
-        """Whether two classes have a vector, as a contrast needs; it asks the device, so not in a forward pass."""
+        """See `Bank.ready`."""
         return int((self.filled > 0).sum()) >= 2
 
     def _store(self, vectors: Tensor, kept: Tensor, slot: Tensor) -> Tensor:

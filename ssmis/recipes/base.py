@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -106,18 +106,44 @@ class Recipe(nn.Module):
     Subclasses write `forward(batch, progress) -> Terms`. Forward changes no buffer but BatchNorm's; what banks or
     teachers learn is collected there and written in `after_step`, which runs once per applied step.
 
+    A term may begin late: it is added from some progress on, or has weight 0 until then (until a bank holds something,
+    say), and is held to its word from its first step with a weight.
+
     Args:
         students: name -> trained net, each returning a `NetOutput`.
-        predict_with: names of the students averaged in `predict`; default: all.
+        heads: name -> further trained module that works on what the nets return, such as a fusion of their logits. It
+            is a student too, for optimiser, averages, checkpoints and the check of the terms; only, images are not
+            given to it.
+        predict_with: names of the nets averaged in `predict`; default: all.
+
+    Attributes:
+        passes: how often a step runs each net at most. One, on everything at once, so that BatchNorm sees one batch; a
+            method that needs the result of the first pass for a second one (mixed volumes) declares 2.
     """
 
-    def __init__(self, students: Mapping[str, nn.Module], *, predict_with: Sequence[str] | None = None) -> None:
+    passes: ClassVar[int] = 1
+
+    def __init__(
+        self,
+        students: Mapping[str, nn.Module],
+        *,
+        heads: Mapping[str, nn.Module] | None = None,
+        predict_with: Sequence[str] | None = None,
+    ) -> None:
         super().__init__()
-        self.students = nn.ModuleDict(students)
-        self.predict_with = tuple(predict_with or self.students)
-        unknown = set(self.predict_with) - set(self.students)
+        heads = heads or {}
+        if shared := set(students) & set(heads):
+            raise ValueError(f"heads are {list(heads)}; {sorted(shared)} are names of nets already")
+        self.students = nn.ModuleDict({**students, **heads})
+        self.net_names = tuple(students)
+        self.predict_with = tuple(predict_with or students)
+        unknown = set(self.predict_with) - set(students)
         if unknown:
-            raise ValueError(f"predict_with names {sorted(unknown)}; the students are {list(self.students)}")
+            raise ValueError(f"predict_with names {sorted(unknown)}; the nets are {list(students)}")
+
+    def nets(self) -> dict[str, nn.Module]:
+        """The students that take images: name -> net; all but the heads."""
+        return {name: self.students[name] for name in self.net_names}
 
     def forward(self, batch: Batch, progress: float) -> Terms:
         """Compute the terms of one step; `progress` in [0, 1] is the share of the run that is over."""
@@ -159,9 +185,10 @@ class Recipe(nn.Module):
         probs: Tensor | None = None
         nets = self.deployed()
         for net in nets.values():
-            was_training = net.training
+            modes = [(module, module.training) for module in net.modules()]
             output: NetOutput = net.eval()(images)
-            net.train(was_training)
+            for module, mode in modes:
+                module.training = mode
             own = output.logits.float().softmax(1)
             probs = own if probs is None else probs + own
         if probs is None:

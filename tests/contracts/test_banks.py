@@ -60,6 +60,17 @@ def test_the_number_of_keys_never_changes(name):
 
 
 @each
+def test_a_bank_with_keys_of_two_classes_is_ready(name):
+    bank = create(name)
+    vectors, _ = candidates(bank, 2)
+    bank.write(vectors, torch.tensor([0, -1]))
+    before = bank.ready
+    bank.write(vectors, torch.tensor([-1, 1]))
+    assert bank.ready
+    assert before == (len(list(bank.buffers())) == 0)  # one without memory always is
+
+
+@each
 def test_reading_changes_nothing(name):
     bank = create(name)
     bank.write(*candidates(bank))

@@ -15,7 +15,7 @@ ONE_NET = ("mean_teacher",)
 
 def build(name, **kwargs):
     names = ("vnet",) if name in ONE_NET else ("resnet", "vnet")
-    return RECIPES.create(name, small_nets(names=names, **kwargs))
+    return RECIPES.create(name, small_nets(names=names, **kwargs), **RECIPES[name].example.create)
 
 
 def small_fit(recipe, out, *, steps=6, resume=False, **settings):
@@ -51,6 +51,23 @@ def test_forward_changes_no_buffer_but_those_of_batch_norm(name):
     recipe(small_batch(), 0.5)
     changed = {key for key, value in recipe.state_dict().items() if not torch.equal(value, before[key])}
     assert all((key.startswith("students.") and "running" in key) or "num_batches" in key for key in changed)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_step_runs_each_net_no_more_often_than_declared(name):
+    recipe = build(name)
+    runs = dict.fromkeys(recipe.nets(), 0)
+
+    def count(own):
+        def hook(module, inputs):
+            runs[own] += 1
+
+        return hook
+
+    for own, net in recipe.nets().items():
+        net.register_forward_pre_hook(count(own))
+    recipe(small_batch(), 0.9)
+    assert max(runs.values()) == recipe.passes
 
 
 @pytest.mark.parametrize("name", RECIPES)

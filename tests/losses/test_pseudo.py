@@ -25,6 +25,7 @@ from ssmis.losses import (
     cross_pseudo,
     entropy_filtered_ce,
     entropy_minimisation,
+    hard_labels,
     kl_consistency,
     kl_rectified_ce,
     mse_consistency,
@@ -293,3 +294,17 @@ def test_bce_consistency_is_least_where_the_student_is_the_teacher(pair, scale):
     assert own <= bce_consistency(student, teacher) + 1e-6
     own.backward()
     assert teacher.grad.abs().max() < 1e-6
+
+
+@given(logits(classes=st.integers(2, 4)), st.floats(0.05, 0.95))
+def test_hard_labels_are_one_class_a_voxel_without_gradient(maps, threshold):
+    maps = maps.requires_grad_()
+    assert torch.equal(hard_labels(maps), maps.argmax(1))
+    found = hard_labels(maps, threshold=threshold)
+    assert not found.requires_grad
+    probs = maps.sigmoid()
+    top = probs[:, 1:].argmax(1) + 1
+    sure = probs.gather(1, top.unsqueeze(1)).squeeze(1) >= threshold
+    assert torch.equal(found, top.where(sure, 0))
+    with pytest.raises(ValueError, match="threshold is 2"):
+        hard_labels(maps, threshold=2)

@@ -2,6 +2,7 @@
 import pytest
 import torch
 from recipes.small import small_nets
+from torch import nn
 
 from ssmis.recipes import Recipe, Terms
 
@@ -45,6 +46,26 @@ def test_predict_averages_the_named_nets():
     both = Recipe(nets).predict(images).probs
     assert torch.allclose(both, (alone["resnet"] + alone["vnet"]) / 2)
     assert not torch.allclose(alone["resnet"], alone["vnet"])
+
+
+def test_heads_are_students_that_get_no_images():
+    nets, head = small_nets(), nn.Linear(2, 2)
+    recipe = Recipe(nets, heads={"fusion": head})
+    assert list(recipe.nets()) == list(recipe.deployed()) == ["resnet", "vnet"]
+    assert list(recipe.students) == ["resnet", "vnet", "fusion"]
+    assert [group["name"] for group in recipe.param_groups()][-2:] == ["fusion", "fusion"]
+    with pytest.raises(ValueError, match=r"predict_with names \['fusion'\]; the nets are"):
+        Recipe(nets, heads={"fusion": head}, predict_with=["fusion"])
+    with pytest.raises(ValueError, match=r"\['vnet'\] are names of nets already"):
+        Recipe(nets, heads={"vnet": head})
+
+
+def test_predict_leaves_every_mode_as_it_was():
+    recipe = Recipe(small_nets(dropout=0.5))
+    recipe.students["vnet"].encoder.eval()  # a part that its owner keeps still
+    before = [module.training for module in recipe.modules()]
+    recipe.predict(torch.randn(2, 1, 8, 8))
+    assert [module.training for module in recipe.modules()] == before
 
 
 def test_weight_decay_groups_split_by_rank():
