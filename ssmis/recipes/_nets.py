@@ -2,10 +2,11 @@
 """The nets that recipes train when they are given none."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
-from ssmis.nets import ResNetUNet, VNet
+from ssmis.nets import ResNetUNet, TimmUNet, UNet, VNet
 
 
 def dual_nets(
@@ -29,6 +30,53 @@ def dual_nets(
     }
 
 
+def uc_seg_nets(
+    *,
+    in_channels: int = 1,
+    classes: int = 2,
+    dims: int = 3,
+    widths: Sequence[int] = (16, 32, 64, 128, 256),
+    norm: str | None = None,
+    vnet_norm: str | None = None,
+    dropout: float = 0.0,
+    encoder: str | None = None,
+    pretrained: bool = False,
+) -> dict[str, nn.Module]:
+    """Return the pair of uncertainty-aware cross-training: "unet" and "vnet", or "timm_unet" and "unet" in 2-D.
+
+    Args:
+        in_channels: C.
+        classes: K.
+        dims: number of spatial dimensions.
+        widths: channels of both nets; with an encoder of timm, those of its decoder, and of the U-Net at the strides
+            that the encoder has no map of.
+        norm: of both nets; None is "instance" in 3-D and "batch" in 2-D.
+        vnet_norm: of the V-Net; None is `norm`. The public code has "none".
+        dropout: of both nets.
+        encoder: 2-D only: name of a timm model. The U-Net takes the encoder's channels, since the features of both nets
+            are compared level by level.
+        pretrained: start the encoder from timm's weights, which are downloaded.
+
+    Raises:
+        ValueError: an encoder in 3-D, or one whose strides are not powers of two.
+    """
+    norm = norm or ("instance" if dims == 3 else "batch")
+    if encoder is None:
+        vnet = VNet(in_channels, classes, dims=dims, widths=widths, norm=vnet_norm or norm, dropout=dropout)
+        return {"unet": UNet(in_channels, classes, dims=dims, widths=widths, norm=norm, dropout=dropout), "vnet": vnet}
+    if dims != 2:
+        raise ValueError(f"encoder is {encoder!r} with dims {dims}; expected dims 2: timm has 2-D encoders")
+    timm_unet = TimmUNet(
+        encoder, in_channels, classes, pretrained=pretrained, widths=widths, norm=norm, dropout=dropout
+    )
+    maps = dict(zip(timm_unet.strides, timm_unet.pyramid_channels))
+    depth = max(maps).bit_length()
+    if not set(maps) <= {2**i for i in range(depth)}:
+        raise ValueError(f"encoder {encoder!r} has maps of strides {list(maps)}; expected powers of two")
+    own = [maps.get(2**i, widths[min(i, len(widths) - 1)]) for i in range(depth)]
+    return {"timm_unet": timm_unet, "unet": UNet(in_channels, classes, dims=2, widths=own, norm=norm, dropout=dropout)}
+
+
 def two_nets(nets: Mapping[str, nn.Module] | None) -> Mapping[str, nn.Module]:
     """Return `nets`, by default the paper's pair.
 
@@ -40,3 +88,31 @@ def two_nets(nets: Mapping[str, nn.Module] | None) -> Mapping[str, nn.Module]:
     if len(nets) != 2:
         raise ValueError(f"nets are {list(nets)}; expected exactly two")
     return nets
+
+
+def encoder_space(nets: Mapping[str, nn.Module], *, levels: int) -> tuple[int, int, tuple[int, ...]]:
+    """Return classes, number of dimensions and channels of the `levels` coarsest encoder maps, in which all nets agree.
+
+    Raises:
+        ValueError: a net does not tell, has fewer levels, or another number than the first net.
+    """
+    found: dict[str, tuple[int, int, tuple[int, ...]]] = {}
+    for name, net in nets.items():
+        own: list[Any] = [getattr(net, attribute, None) for attribute in ("classes", "dims", "pyramid_channels")]
+        if None in own:
+            raise ValueError(
+                f"net {name!r} ({type(net).__name__}) has no attributes `classes`, `dims` and `pyramid_channels` "
+                "(of its encoder maps from fine to coarse); set them on the net"
+            )
+        classes, dims, channels = own
+        if len(channels) < levels:
+            raise ValueError(f"net {name!r} has {len(channels)} encoder maps; expected at least levels = {levels}")
+        found[name] = (classes, dims, tuple(channels[-levels:]))
+    (first, space), *others = found.items()
+    for name, own_space in others:
+        if own_space != space:
+            raise ValueError(
+                f"net {name!r} has classes, dims and channels of the {levels} coarsest encoder maps {own_space}; "
+                f"expected {space} to match net {first!r}: their features are compared level by level"
+            )
+    return space
