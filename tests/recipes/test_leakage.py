@@ -22,26 +22,29 @@ from ssmis.data import (
     write_phantoms,
 )
 from ssmis.engine import FitConfig, evaluate, fit
-from ssmis.recipes import DualUncertainty, Supervised
+from ssmis.recipes import Supervised
+from ssmis.registry import RECIPES
 
 
-def train(root, out):
+def train(root, out, method="dual_uncertainty"):
     split = la_split(root, labelled=2)
     cache = Cache.build([*split.labelled, *split.unlabelled], out / "cache")
     sampler = TwoStreamSampler([c.id for c in split.labelled], [c.id for c in split.unlabelled])
     batches = BatchMaker(cache, sampler, patch=(16, 16, 16), labelled_augment=Augment.strong())
     config = FitConfig(steps=4, precision="fp32")
-    return fit(DualUncertainty(small_nets(dims=3)), batches, config, out=out, progress=False).recipe.state_dict()
+    recipe = RECIPES.create(method, small_nets(dims=3), **RECIPES[method].example.create)
+    return fit(recipe, batches, config, out=out, progress=False).recipe.state_dict()
 
 
-def test_shuffling_the_unlabelled_ground_truth_leaves_the_weights_bit_identical(tmp_path):
+@pytest.mark.parametrize("method", ["dual_uncertainty", "uc_seg"])
+def test_shuffling_the_unlabelled_ground_truth_leaves_the_weights_bit_identical(tmp_path, method):
     root = write_phantoms(tmp_path / "data", labelled=2, unlabelled=4, size=(20, 20, 18))
-    before = train(root, tmp_path / "before")
+    before = train(root, tmp_path / "before", method)
     for case in la_split(root, labelled=2).unlabelled:
         with h5py.File(case.image, "r+") as file:
             shuffled = torch.from_numpy(file["label"][()]).flatten()
             file["label"][...] = shuffled[torch.randperm(len(shuffled))].view(20, 20, 18).numpy()
-    after = train(root, tmp_path / "after")
+    after = train(root, tmp_path / "after", method)
     assert all(torch.equal(value, after[key]) for key, value in before.items())
 
 
