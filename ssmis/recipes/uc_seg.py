@@ -22,7 +22,7 @@ from ssmis.losses import (
     region_contrast,
     sigmoid_dice_bce,
 )
-from ssmis.memory import Bank, class_prototypes, reliable_volumes
+from ssmis.memory import Bank, class_prototypes, gather_candidates, reliable_volumes
 from ssmis.nets import CrossAttentionGate, FusedNets, FusionHead, GatedFusion
 from ssmis.nets.output import NetOutput
 from ssmis.recipes._nets import encoder_space, two_nets, uc_seg_nets
@@ -200,7 +200,7 @@ class UCSeg(Recipe):
             for name in nets:
                 for level, width in enumerate(channels):
                     self.banks[f"{name}_{level}"] = BANKS.create(c.bank, classes=classes, channels=width, **kept)
-        self._candidates: list[tuple[str, Tensor, Tensor]] = []
+        self._candidates: dict[str, list[tuple[Tensor, Tensor]]] = {}
         self._ready: set[str] = set()  # banks that hold two classes; they never lose one
 
     def forward(self, batch: Batch, progress: float) -> Terms:
@@ -244,14 +244,14 @@ class UCSeg(Recipe):
 
     def begin_step(self) -> None:
         """Forget the candidates of a step that was skipped, and look which banks can be contrasted with."""
-        self._candidates = []
+        self._candidates = {}
         self._ready |= {name for name, bank in self.banks.items() if name not in self._ready and cast(Bank, bank).ready}
 
     def after_step(self, progress: float) -> None:
-        """Write the collected prototypes into the banks."""
-        for name, vectors, labels in self._candidates:
-            cast(Bank, self.banks[name]).write(vectors, labels)
-        self._candidates = []
+        """Write the prototypes of all micro-steps and processes into the banks."""
+        for name, found in self._candidates.items():
+            cast(Bank, self.banks[name]).write(*gather_candidates(found))
+        self._candidates = {}
 
     def deployed(self) -> Mapping[str, nn.Module]:
         """Both nets and their fusion as one net, or the nets of `predict_with`."""
@@ -309,7 +309,7 @@ class UCSeg(Recipe):
             kept = vectors[: len(good)].detach().transpose(1, 2).flatten(0, 1)
             candidates = kept, labels[: len(good)].where(good[:, None], -1).flatten()
             key = f"{name}_{level}"
-            self._candidates.append((key, *candidates))
+            self._candidates.setdefault(key, []).append(candidates)
             stored = self.banks[key](*candidates)
             losses.append(
                 prototype_contrast(vectors, labels, *stored, temperature=c.temperature, normalize=c.normalize)

@@ -22,7 +22,8 @@ from ssmis.registry import RECIPES
 
 ONE_NET = ("mean_teacher",)
 NO_DRAWS = {"mean_teacher": {"noise": 0.0}, "dual_uncertainty": {"anchors": None, "candidates": 64, "slots": 2560}}
-CONFIG = FitConfig(steps=5, learning_rate=0.05, precision="fp32", ema_decay=0.9, checkpoint_every=100)
+RANK_LOCAL = ("uc_seg",)  # BatchNorm in the fused head, and boxes that a process draws
+CONFIG = FitConfig(steps=5, learning_rate=0.02, precision="fp32", ema_decay=0.9, checkpoint_every=100)
 TIMEOUT = 400.0  # of a machine with much else to do; it takes seconds
 
 
@@ -33,6 +34,7 @@ def whole_batch(step: int) -> Batch:
 
 def make(name, *, norm="instance", seed=0, **settings):
     names = ("vnet",) if name in ONE_NET else ("resnet", "vnet")
+    settings = {**RECIPES[name].example.create, **settings}
     return RECIPES.create(name, small_nets(names=names, norm=norm, seed=seed), **settings)
 
 
