@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The forward pass that all built-in nets share: check, pad, encode, decode, classify, crop."""
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor, nn
 
 from ssmis._checks import check_choice, check_range
-from ssmis.nets.blocks import NORMS, channel_dropout, check_dims, crop, pad_to_multiple
+from ssmis.nets.blocks import NORMS, Size, channel_dropout, check_dims, crop, pad_to_multiple, per_axis
 from ssmis.nets.heads import SegmentationHead
 from ssmis.nets.output import NetOutput
 
@@ -25,7 +26,7 @@ class EncoderDecoder(nn.Module):
         channels: E.
         dims: number of spatial dimensions, 2 or 3.
         widths: channels of the encoder's maps, kept as `pyramid_channels`.
-        strides: strides of the encoder's maps; the last one is the coarsest.
+        strides: strides of the encoder's maps, one number or one an axis; the last one is the coarsest.
         norm: norm of the encoder and decoder, to refuse images that leave it nothing to normalise.
         dropout: probability with which a feature channel is dropped before the head, in [0, 1].
         bottleneck_dropout: the same for the coarsest map before the decoder; `pyramid` holds it undropped.
@@ -45,7 +46,7 @@ class EncoderDecoder(nn.Module):
         channels: int,
         dims: int,
         widths: Sequence[int],
-        strides: Sequence[int],
+        strides: Sequence[Size],
         norm: str,
         dropout: float = 0.0,
         bottleneck_dropout: float = 0.0,
@@ -60,7 +61,7 @@ class EncoderDecoder(nn.Module):
         self.dims = dims
         self.norm = norm
         self.pyramid_channels = tuple(widths)
-        self.strides = tuple(strides)
+        self.strides = tuple(stride if isinstance(stride, int) else tuple(stride) for stride in strides)
         self.encoder = encoder
         self.bottleneck_dropout = channel_dropout(bottleneck_dropout, dims=dims)
         self.decoder = decoder
@@ -76,11 +77,14 @@ class EncoderDecoder(nn.Module):
         maps = list(self.encoder(padded))
         features = self.decoder([*maps[:-1], self.bottleneck_dropout(maps[-1])])
         logits = self.head(self.dropout(features))
-        pyramid = [crop(level, [-(-n // s) for n in size]) for level, s in zip(maps, self.strides, strict=True)]
+        pyramid = [
+            crop(level, [-(-n // s) for n, s in zip(size, per_axis(stride, dims=self.dims))])
+            for level, stride in zip(maps, self.strides, strict=True)
+        ]
         return NetOutput(crop(logits, size), crop(features, size), tuple(pyramid))
 
     def _check_coarsest(self, images: Tensor, padded: Tensor) -> None:
-        values = padded.shape[2:].numel() // self.strides[-1] ** self.dims
+        values = padded.shape[2:].numel() // math.prod(per_axis(self.strides[-1], dims=self.dims))
         if self.norm == "batch" and self.training:
             values *= images.shape[0]
         if values == 1 and (self.norm == "instance" or (self.norm == "batch" and self.training)):

@@ -13,6 +13,7 @@ from ssmis.nets.conv import Conv2d, Conv3d
 
 Norm = Literal["batch", "instance", "group", "none"]
 NORMS = ("batch", "instance", "group", "none")
+Size = int | Sequence[int]  # one length for all axes, or one an axis
 
 
 def check_dims(dims: int) -> None:
@@ -21,21 +22,56 @@ def check_dims(dims: int) -> None:
         raise ValueError(f"dims is {dims!r}; expected 2 or 3 spatial dimensions")
 
 
-def conv(in_channels: int, out_channels: int, size: int, *, dims: int, stride: int = 1, bias: bool = True) -> nn.Module:
+def per_axis(size: Size, *, dims: int, name: str = "size") -> tuple[int, ...]:
+    """One length an axis; raise ValueError unless there are `dims` of them, all of 1 or more."""
+    sizes = (size,) * dims if isinstance(size, int) else tuple(size)
+    if len(sizes) != dims or min(sizes) < 1:
+        raise ValueError(f"{name} is {size}; expected {dims} numbers of 1 or more")
+    return sizes
+
+
+def check_levels(pooling: Sequence[Size] | None, kernels: Sequence[Size] | None, *, levels: int, dims: int) -> None:
+    """Raise ValueError unless there is a pooling factor between all levels, and an odd kernel at each."""
+    for name, sizes, count in (("pooling", pooling, levels - 1), ("kernels", kernels, levels)):
+        if sizes is None:
+            continue
+        if len(sizes) != count:
+            raise ValueError(f"{name} has {len(sizes)} entries; expected {count} for {levels} levels")
+        for size in sizes:
+            lengths = per_axis(size, dims=dims, name=name)
+            if name == "kernels" and any(length % 2 == 0 for length in lengths):
+                raise ValueError(f"kernels has {size}; expected odd lengths")
+
+
+def total_strides(pooling: Sequence[Size] | None, *, levels: int, dims: int) -> list[Size]:
+    """Strides of the levels against the images, products of the factors; 1, 2, 4, ... without any."""
+    if pooling is None:
+        return [2**level for level in range(levels)]
+    strides: list[Size] = [(1,) * dims]
+    for factor in pooling:
+        strides.append(tuple(a * b for a, b in zip(per_axis(strides[-1], dims=dims), per_axis(factor, dims=dims))))
+    return strides
+
+
+def conv(
+    in_channels: int, out_channels: int, size: Size, *, dims: int, stride: Size = 1, bias: bool = True
+) -> nn.Module:
     """Convolution of odd `size` with same padding, or of `size == stride` without overlap and padding."""
     check_dims(dims)
+    sizes, strides = per_axis(size, dims=dims), per_axis(stride, dims=dims)
     if in_channels < 1:
         raise ValueError(f"in_channels is {in_channels}; expected at least 1")
     layer = Conv2d if dims == 2 else Conv3d
-    padding = 0 if size == stride else size // 2
-    return layer(in_channels, out_channels, size, stride=stride, padding=padding, bias=bias)
+    padding = (0,) * dims if sizes == strides else tuple(length // 2 for length in sizes)
+    return layer(in_channels, out_channels, sizes, stride=strides, padding=padding, bias=bias)  # type: ignore[arg-type]
 
 
-def up_conv(in_channels: int, out_channels: int, *, dims: int, factor: int = 2) -> nn.Module:
+def up_conv(in_channels: int, out_channels: int, *, dims: int, factor: Size = 2) -> nn.Module:
     """Transposed convolution without overlap: every axis becomes `factor` times as long."""
     check_dims(dims)
     layer = nn.ConvTranspose2d if dims == 2 else nn.ConvTranspose3d
-    return layer(in_channels, out_channels, factor, stride=factor)
+    factors = per_axis(factor, dims=dims)
+    return layer(in_channels, out_channels, factors, stride=factors)  # type: ignore[arg-type]
 
 
 def norm_layer(norm: str, channels: int, *, dims: int) -> nn.Module:
@@ -68,17 +104,20 @@ def normalised(layer: nn.Module, channels: int, *, norm: str, dims: int) -> nn.S
     return nn.Sequential(layer, norm_layer(norm, channels, dims=dims), nn.ReLU(inplace=True))
 
 
-def conv_stack(in_channels: int, out_channels: int, depth: int, *, norm: str, dims: int) -> nn.Sequential:
-    """`depth` times 3^dims convolution, norm, ReLU."""
+def conv_stack(
+    in_channels: int, out_channels: int, depth: int, *, norm: str, dims: int, kernel: Size = 3
+) -> nn.Sequential:
+    """`depth` times convolution, norm, ReLU."""
     sources = [in_channels] + [out_channels] * (depth - 1)
     return nn.Sequential(
-        *(normalised(conv(c, out_channels, 3, dims=dims), out_channels, norm=norm, dims=dims) for c in sources)
+        *(normalised(conv(c, out_channels, kernel, dims=dims), out_channels, norm=norm, dims=dims) for c in sources)
     )
 
 
-def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
+def pad_to_multiple(images: Tensor, multiple: Size) -> Tensor:
     """Append zeros to `(B, C, *S)` until every spatial size divides by `multiple`; memory format is kept."""
-    missing = [-size % multiple for size in images.shape[2:]]
+    multiples = per_axis(multiple, dims=images.ndim - 2)
+    missing = [-size % own for size, own in zip(images.shape[2:], multiples)]
     if not any(missing):
         return images
     return F.pad(images, [n for after in reversed(missing) for n in (0, after)])

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from ssmis.nets.blocks import conv_stack, normalised, up_conv
+from ssmis.nets.blocks import Size, conv_stack, normalised, up_conv
 
 
 def stack_depth(level: int) -> int:
@@ -20,16 +20,26 @@ class AdditiveDecoder(nn.Module):
         widths: channels of the encoder's maps from fine to coarse; each is twice as coarse as the one before.
         dims: number of spatial dimensions.
         norm: see `norm_layer`.
+        pooling: factors between the levels; default: 2.
+        kernels: sizes of the convolutions at each level; default: 3.
     """
 
-    def __init__(self, widths: Sequence[int], *, dims: int, norm: str) -> None:
+    def __init__(
+        self,
+        widths: Sequence[int],
+        *,
+        dims: int,
+        norm: str,
+        pooling: Sequence[Size] | None = None,
+        kernels: Sequence[Size] | None = None,
+    ) -> None:
         super().__init__()
         levels = range(len(widths) - 2, -1, -1)  # from coarse to fine
-        self.ups = nn.ModuleList(
-            normalised(up_conv(widths[i + 1], widths[i], dims=dims), widths[i], norm=norm, dims=dims) for i in levels
-        )
+        factors, sizes = pooling or [2] * (len(widths) - 1), kernels or [3] * len(widths)
+        ups = [up_conv(widths[i + 1], widths[i], dims=dims, factor=factors[i]) for i in levels]
+        self.ups = nn.ModuleList(normalised(up, widths[i], norm=norm, dims=dims) for up, i in zip(ups, levels))
         self.stacks = nn.ModuleList(
-            conv_stack(widths[i], widths[i], stack_depth(i), norm=norm, dims=dims) for i in levels
+            conv_stack(widths[i], widths[i], stack_depth(i), norm=norm, dims=dims, kernel=sizes[i]) for i in levels
         )
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssmis.nets.base import EncoderDecoder, check_widths
-from ssmis.nets.blocks import conv, norm_layer, normalised
+from ssmis.nets.blocks import Size, check_levels, conv, norm_layer, normalised, per_axis, total_strides
 from ssmis.nets.decoder import AdditiveDecoder
 from ssmis.registry import NETS, Example
 
@@ -21,20 +21,25 @@ class BasicBlock(nn.Module):
         stride: stride of the first convolution and the projection.
         dims: number of spatial dimensions.
         norm: see `norm_layer`.
+        kernel: size of the two convolutions; where the first has a stride it is at least 3.
     """
 
-    def __init__(self, in_channels: int, channels: int, *, stride: int, dims: int, norm: str) -> None:
+    def __init__(
+        self, in_channels: int, channels: int, *, stride: Size, dims: int, norm: str, kernel: Size = 3
+    ) -> None:
         super().__init__()
         bias = norm == "none"  # a norm has its own
-        first = conv(in_channels, channels, 3, stride=stride, dims=dims, bias=bias)
+        strides = per_axis(stride, dims=dims)
+        sizes = tuple(max(size, 3) if step > 1 else size for size, step in zip(per_axis(kernel, dims=dims), strides))
+        first = conv(in_channels, channels, sizes, stride=strides, dims=dims, bias=bias)
         self.residual = nn.Sequential(
             normalised(first, channels, norm=norm, dims=dims),
-            conv(channels, channels, 3, dims=dims, bias=bias),
+            conv(channels, channels, kernel, dims=dims, bias=bias),
             norm_layer(norm, channels, dims=dims),
         )
         self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or in_channels != channels:
-            project = conv(in_channels, channels, 1, stride=stride, dims=dims, bias=bias)
+        if set(strides) != {1} or in_channels != channels:
+            project = conv(in_channels, channels, 1, stride=strides, dims=dims, bias=bias)
             self.shortcut = nn.Sequential(project, norm_layer(norm, channels, dims=dims))
 
     def forward(self, features: Tensor) -> Tensor:
@@ -51,15 +56,29 @@ class ResNetEncoder(nn.Module):
         blocks: basic blocks of the stages; the first of each has stride 2.
         dims: number of spatial dimensions.
         norm: see `norm_layer`.
+        pooling: factors between the levels; default: 2.
+        kernels: sizes of the convolutions at each level; default: 3. Where the first is 1 the stem's 7 is 1.
     """
 
-    def __init__(self, in_channels: int, widths: Sequence[int], blocks: Sequence[int], *, dims: int, norm: str) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        widths: Sequence[int],
+        blocks: Sequence[int],
+        *,
+        dims: int,
+        norm: str,
+        pooling: Sequence[Size] | None = None,
+        kernels: Sequence[Size] | None = None,
+    ) -> None:
         super().__init__()
-        stem = conv(in_channels, widths[0], 7, dims=dims, bias=norm == "none")
+        factors, sizes = pooling or [2] * (len(widths) - 1), kernels or [3] * len(widths)
+        stem_size = tuple(1 if size == 1 else 7 for size in per_axis(sizes[0], dims=dims))
+        stem = conv(in_channels, widths[0], stem_size, dims=dims, bias=norm == "none")
         levels = [normalised(stem, widths[0], norm=norm, dims=dims)]
-        for before, width, depth in zip(widths, widths[1:], blocks):
-            first = BasicBlock(before, width, stride=2, dims=dims, norm=norm)
-            rest = [BasicBlock(width, width, stride=1, dims=dims, norm=norm) for _ in range(depth - 1)]
+        for before, width, depth, factor, size in zip(widths, widths[1:], blocks, factors, sizes[1:]):
+            first = BasicBlock(before, width, stride=factor, dims=dims, norm=norm, kernel=size)
+            rest = [BasicBlock(width, width, stride=1, dims=dims, norm=norm, kernel=size) for _ in range(depth - 1)]
             levels.append(nn.Sequential(first, *rest))
         self.levels = nn.ModuleList(levels)
 
@@ -83,6 +102,9 @@ class ResNetUNet(EncoderDecoder):
         blocks: basic blocks of the stages, one number less than widths; the default is a ResNet-34.
         norm: "batch", "instance", "group" or "none".
         dropout: probability of dropping a channel after the last decoder block.
+        pooling: factors from level to level, each one number or one an axis; default: 2. An axis with factor 1 keeps
+            its resolution, for volumes with thick slices.
+        kernels: sizes of the convolutions at each level, odd, likewise; default: 3.
 
     Raises:
         ValueError: an argument is out of range; for images, see `EncoderDecoder`.
@@ -101,21 +123,24 @@ class ResNetUNet(EncoderDecoder):
         blocks: Sequence[int] = (3, 4, 6, 3),
         norm: str = "batch",
         dropout: float = 0.5,
+        pooling: Sequence[Size] | None = None,
+        kernels: Sequence[Size] | None = None,
     ) -> None:
         check_widths(widths)
+        check_levels(pooling, kernels, levels=len(widths), dims=dims)
         if len(blocks) != len(widths) - 1 or min(blocks) < 1:
             raise ValueError(
                 f"blocks is {tuple(blocks)}; expected {len(widths) - 1} numbers of 1 or more, one less than widths"
             )
         super().__init__(
-            ResNetEncoder(in_channels, widths, blocks, dims=dims, norm=norm),
-            AdditiveDecoder(widths, dims=dims, norm=norm),
+            ResNetEncoder(in_channels, widths, blocks, dims=dims, norm=norm, pooling=pooling, kernels=kernels),
+            AdditiveDecoder(widths, dims=dims, norm=norm, pooling=pooling, kernels=kernels),
             in_channels=in_channels,
             classes=classes,
             channels=widths[0],
             dims=dims,
             widths=widths,
-            strides=[2**i for i in range(len(widths))],
+            strides=total_strides(pooling, levels=len(widths), dims=dims),
             norm=norm,
             dropout=dropout,
         )

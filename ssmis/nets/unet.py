@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ssmis.nets.base import EncoderDecoder, check_widths
-from ssmis.nets.blocks import conv_stack, up_conv
+from ssmis.nets.blocks import Size, check_levels, conv_stack, per_axis, total_strides, up_conv
 from ssmis.registry import NETS, Example
 
 
@@ -19,19 +19,34 @@ class UNetEncoder(nn.Module):
         widths: channels of the maps from fine to coarse, strides 1, 2, 4, ...
         dims: number of spatial dimensions.
         norm: see `norm_layer`.
+        pooling: factors between the levels; default: 2.
+        kernels: sizes of the convolutions at each level; default: 3.
     """
 
-    def __init__(self, in_channels: int, widths: Sequence[int], *, dims: int, norm: str) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        widths: Sequence[int],
+        *,
+        dims: int,
+        norm: str,
+        pooling: Sequence[Size] | None = None,
+        kernels: Sequence[Size] | None = None,
+    ) -> None:
         super().__init__()
-        self.pool = nn.MaxPool2d(2) if dims == 2 else nn.MaxPool3d(2)
-        sources = (in_channels, *widths[:-1])
-        self.levels = nn.ModuleList(conv_stack(a, b, 2, norm=norm, dims=dims) for a, b in zip(sources, widths))
+        pool = nn.MaxPool2d if dims == 2 else nn.MaxPool3d
+        factors = pooling or [2] * (len(widths) - 1)
+        self.pools = nn.ModuleList(pool(per_axis(factor, dims=dims)) for factor in factors)
+        sources, sizes = (in_channels, *widths[:-1]), kernels or [3] * len(widths)
+        self.levels = nn.ModuleList(
+            conv_stack(a, b, 2, norm=norm, dims=dims, kernel=size) for a, b, size in zip(sources, widths, sizes)
+        )
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Return the maps from fine to coarse."""
         maps: list[Tensor] = []
-        for level in self.levels:
-            maps.append(level(self.pool(maps[-1]) if maps else images))
+        for index, level in enumerate(self.levels):
+            maps.append(level(self.pools[index - 1](maps[-1]) if maps else images))
         return maps
 
 
@@ -42,13 +57,26 @@ class ConcatDecoder(nn.Module):
         widths: channels of the encoder's maps from fine to coarse; each is twice as coarse as the one before.
         dims: number of spatial dimensions.
         norm: see `norm_layer`.
+        pooling: factors between the levels; default: 2.
+        kernels: sizes of the convolutions at each level; default: 3.
     """
 
-    def __init__(self, widths: Sequence[int], *, dims: int, norm: str) -> None:
+    def __init__(
+        self,
+        widths: Sequence[int],
+        *,
+        dims: int,
+        norm: str,
+        pooling: Sequence[Size] | None = None,
+        kernels: Sequence[Size] | None = None,
+    ) -> None:
         super().__init__()
+        factors, sizes = pooling or [2] * (len(widths) - 1), kernels or [3] * len(widths)
         levels = range(len(widths) - 2, -1, -1)  # from coarse to fine
-        self.ups = nn.ModuleList(up_conv(widths[i + 1], widths[i], dims=dims) for i in levels)
-        self.stacks = nn.ModuleList(conv_stack(2 * widths[i], widths[i], 2, norm=norm, dims=dims) for i in levels)
+        self.ups = nn.ModuleList(up_conv(widths[i + 1], widths[i], dims=dims, factor=factors[i]) for i in levels)
+        self.stacks = nn.ModuleList(
+            conv_stack(2 * widths[i], widths[i], 2, norm=norm, dims=dims, kernel=sizes[i]) for i in levels
+        )
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Join maps from fine to coarse into `(B, widths[0], *S)` at the finest resolution."""
@@ -69,6 +97,9 @@ class UNet(EncoderDecoder):
         widths: channels from full resolution to the bottleneck; each level halves the resolution.
         norm: "batch", "instance", "group" or "none".
         dropout: probability of dropping a channel after the bottleneck and after the last decoder block.
+        pooling: factors from level to level, each one number or one an axis; default: 2. An axis with factor 1 keeps
+            its resolution, for volumes with thick slices.
+        kernels: sizes of the convolutions at each level, odd, likewise; default: 3.
 
     Raises:
         ValueError: an argument is out of range; for images, see `EncoderDecoder`.
@@ -86,17 +117,20 @@ class UNet(EncoderDecoder):
         widths: Sequence[int] = (16, 32, 64, 128, 256),
         norm: str = "batch",
         dropout: float = 0.0,
+        pooling: Sequence[Size] | None = None,
+        kernels: Sequence[Size] | None = None,
     ) -> None:
         check_widths(widths)
+        check_levels(pooling, kernels, levels=len(widths), dims=dims)
         super().__init__(
-            UNetEncoder(in_channels, widths, dims=dims, norm=norm),
-            ConcatDecoder(widths, dims=dims, norm=norm),
+            UNetEncoder(in_channels, widths, dims=dims, norm=norm, pooling=pooling, kernels=kernels),
+            ConcatDecoder(widths, dims=dims, norm=norm, pooling=pooling, kernels=kernels),
             in_channels=in_channels,
             classes=classes,
             channels=widths[0],
             dims=dims,
             widths=widths,
-            strides=[2**i for i in range(len(widths))],
+            strides=total_strides(pooling, levels=len(widths), dims=dims),
             norm=norm,
             dropout=dropout,
             bottleneck_dropout=dropout,

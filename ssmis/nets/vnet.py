@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from ssmis.nets.base import EncoderDecoder, check_widths
-from ssmis.nets.blocks import conv, conv_stack, normalised
+from ssmis.nets.blocks import Size, check_levels, conv, conv_stack, normalised, total_strides
 from ssmis.nets.decoder import AdditiveDecoder, stack_depth
 from ssmis.registry import NETS, Example
 
@@ -19,17 +19,29 @@ class VNetEncoder(nn.Module):
         widths: channels of the maps from fine to coarse, strides 1, 2, 4, ...
         dims: number of spatial dimensions.
         norm: see `norm_layer`.
+        pooling: factors between the levels; default: 2.
+        kernels: sizes of the convolutions at each level; default: 3.
     """
 
-    def __init__(self, in_channels: int, widths: Sequence[int], *, dims: int, norm: str) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        widths: Sequence[int],
+        *,
+        dims: int,
+        norm: str,
+        pooling: Sequence[Size] | None = None,
+        kernels: Sequence[Size] | None = None,
+    ) -> None:
         super().__init__()
-        levels = [conv_stack(in_channels, widths[0], stack_depth(0), norm=norm, dims=dims)]
+        factors, sizes = pooling or [2] * (len(widths) - 1), kernels or [3] * len(widths)
+        levels = [conv_stack(in_channels, widths[0], stack_depth(0), norm=norm, dims=dims, kernel=sizes[0])]
         for i in range(1, len(widths)):
-            down = conv(widths[i - 1], widths[i], 2, stride=2, dims=dims)
+            down = conv(widths[i - 1], widths[i], factors[i - 1], stride=factors[i - 1], dims=dims)
             levels.append(
                 nn.Sequential(
                     normalised(down, widths[i], norm=norm, dims=dims),
-                    conv_stack(widths[i], widths[i], stack_depth(i), norm=norm, dims=dims),
+                    conv_stack(widths[i], widths[i], stack_depth(i), norm=norm, dims=dims, kernel=sizes[i]),
                 )
             )
         self.levels = nn.ModuleList(levels)
@@ -53,6 +65,9 @@ class VNet(EncoderDecoder):
         widths: channels from full resolution to the bottleneck; each level halves the resolution.
         norm: "batch", "instance", "group" or "none".
         dropout: probability of dropping a channel after the bottleneck and after the last decoder block.
+        pooling: factors from level to level, each one number or one an axis; default: 2. An axis with factor 1 keeps
+            its resolution, for volumes with thick slices.
+        kernels: sizes of the convolutions at each level, odd, likewise; default: 3.
 
     Raises:
         ValueError: an argument is out of range; for images, see `EncoderDecoder`.
@@ -70,17 +85,20 @@ class VNet(EncoderDecoder):
         widths: Sequence[int] = (16, 32, 64, 128, 256),
         norm: str = "batch",
         dropout: float = 0.5,
+        pooling: Sequence[Size] | None = None,
+        kernels: Sequence[Size] | None = None,
     ) -> None:
         check_widths(widths)
+        check_levels(pooling, kernels, levels=len(widths), dims=dims)
         super().__init__(
-            VNetEncoder(in_channels, widths, dims=dims, norm=norm),
-            AdditiveDecoder(widths, dims=dims, norm=norm),
+            VNetEncoder(in_channels, widths, dims=dims, norm=norm, pooling=pooling, kernels=kernels),
+            AdditiveDecoder(widths, dims=dims, norm=norm, pooling=pooling, kernels=kernels),
             in_channels=in_channels,
             classes=classes,
             channels=widths[0],
             dims=dims,
             widths=widths,
-            strides=[2**i for i in range(len(widths))],
+            strides=total_strides(pooling, levels=len(widths), dims=dims),
             norm=norm,
             dropout=dropout,
             bottleneck_dropout=dropout,

@@ -16,6 +16,8 @@ def dual_nets(
     dims: int = 3,
     widths: Sequence[int] = (16, 32, 64, 128, 256),
     dropout: float = 0.5,
+    pooling: Sequence[Sequence[int]] | None = None,
+    kernels: Sequence[Sequence[int]] | None = None,
 ) -> dict[str, nn.Module]:
     """Return the dual-network paper's pair: a ResNet-34 encoder-decoder named "resnet" and a V-Net named "vnet".
 
@@ -24,9 +26,10 @@ def dual_nets(
     """
     if len(widths) != 5:
         raise ValueError(f"widths has {len(widths)} numbers; expected 5, one a level")
+    shape: dict[str, Any] = {"dims": dims, "widths": widths, "dropout": dropout, "pooling": pooling, "kernels": kernels}
     return {
-        "resnet": ResNetUNet(in_channels, classes, dims=dims, widths=widths, dropout=dropout),
-        "vnet": VNet(in_channels, classes, dims=dims, widths=widths, dropout=dropout),
+        "resnet": ResNetUNet(in_channels, classes, **shape),
+        "vnet": VNet(in_channels, classes, **shape),
     }
 
 

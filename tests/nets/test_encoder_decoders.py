@@ -234,3 +234,40 @@ def test_a_bottleneck_of_one_voxel_is_refused_where_a_norm_would_fail(name):
 def test_timm_net_is_a_table_entry_of_two_dims():
     assert NETS["timm_unet"].factory is TimmUNet
     assert NETS["timm_unet"].example.dims == (2,)
+
+
+@pytest.mark.parametrize("build", [UNet, VNet, ResNetUNet])
+def test_an_axis_of_thick_slices_can_keep_its_resolution(build):
+    torch.manual_seed(0)
+    pooling, kernels = ((2, 2, 1), (2, 2, 1), (2, 2, 2), 2), ((3, 3, 1), (3, 3, 1), 3, 3, 3)
+    net = build(widths=(4, 6, 8, 8, 8), pooling=pooling, kernels=kernels)
+    output = net(torch.rand(2, 1, 21, 24, 9))
+    assert output.logits.shape == (2, 2, 21, 24, 9)
+    assert [level.shape[4] for level in output.pyramid] == [9, 9, 9, 5, 3]
+    output.logits.square().sum().backward()
+    assert all(p.grad is not None for p in net.parameters())
+
+
+@pytest.mark.parametrize("build", [UNet, VNet])
+def test_slices_do_not_mix_where_neither_kernel_nor_pooling_crosses_them(build):
+    torch.manual_seed(0)
+    flat = [(2, 2, 1)] * 4, [(3, 3, 1)] * 5
+    net = build(widths=(4, 6, 8, 8, 8), pooling=flat[0], kernels=flat[1]).eval()
+    images = torch.rand(1, 1, 16, 16, 4)
+    changed = images.clone()
+    changed[..., 2] += 1
+    moved = (net(changed).logits - net(images).logits).abs().amax((0, 1, 2, 3)) > 0
+    assert moved.tolist() == [False, False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"pooling": [2, 2]}, "pooling has 2 entries; expected 4"),
+        ({"kernels": [3, 3, 3, 3, 2]}, "kernels has 2; expected odd lengths"),
+        ({"pooling": [2, 2, 2, (2, 2)]}, r"pooling is \(2, 2\); expected 3 numbers"),
+    ],
+)
+def test_levels_that_do_not_fit_are_named(arguments, told):
+    with pytest.raises(ValueError, match=told):
+        UNet(widths=(4, 6, 8, 8, 8), **arguments)
