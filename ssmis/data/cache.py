@@ -112,6 +112,9 @@ def _stem(case: Case, scale: float) -> str:
     if case.label is not None and case.label != case.image:
         label = case.label.stat()
         parts += [str(case.label.resolve()), label.st_size, label.st_mtime_ns]
+    for path in case.channels:
+        further = path.stat()
+        parts += [str(path.resolve()), further.st_size, further.st_mtime_ns]
     parts += [case.spacing_mm, case.labelled]
     digest = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
     return f"{re.sub(r'[^A-Za-z0-9_.-]', '_', case.id)}-{digest}"

@@ -25,13 +25,17 @@ class Case:
         id: unique name.
         image: file that holds the image.
         label: file that holds the label; None makes the case unlabelled, whatever the image file may hold besides.
-        spacing_mm: voxel size in mm, in the order of the spatial axes.
+        spacing_mm: voxel size in mm, in the order of the spatial axes; empty where the image file says it.
+        channels: files of the second and further channels, where each has one.
+        subject: whom it is of; cases of one subject stay on one side of a split. Empty: it is a subject by itself.
     """
 
     id: str
     image: Path
     label: Path | None
     spacing_mm: tuple[float, ...]
+    channels: tuple[Path, ...] = ()
+    subject: str = ""
 
     @property
     def labelled(self) -> bool:
