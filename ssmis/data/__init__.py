@@ -11,6 +11,7 @@ from ssmis.data.crop import Crop, CropPicker, crop_volume
 from ssmis.data.families import FAMILIES, Family, family_of
 from ssmis.data.fingerprint import Fingerprint, array_digest
 from ssmis.data.geometry import Geometry, affine, affine_matrices
+from ssmis.data.grid import Grid, closest_axes
 from ssmis.data.held_out import HeldOut, HeldOutError
 from ssmis.data.intensity import (
     add_noise,
@@ -22,11 +23,17 @@ from ssmis.data.intensity import (
     gaussian_blur,
 )
 from ssmis.data.la import find_la, la_cases, la_split, load_la, read_list, write_la
+from ssmis.data.layouts import Dataset, find_dataset
 from ssmis.data.mixing import Mixed, box_mix, random_boxes
 from ssmis.data.phantom import atrium_phantom, write_phantoms
+from ssmis.data.plan import Channel, Plan
+from ssmis.data.planning import make_plan, shape_of_nets
 from ssmis.data.prefetch import Prefetch
+from ssmis.data.regrid import axis_weights, resample_axis, resample_labels, resample_maps, resampled_size
 from ssmis.data.resample import area_downsample, majority_downsample, scaled_size, upsample_probs
 from ssmis.data.sampling import TwoStreamSampler, batch_key
+from ssmis.data.scans import Scan, case_labels, case_scan, read_grid, read_labels, read_scan, write_map
+from ssmis.data.survey import CaseFacts, Issue, survey
 from ssmis.data.verify import Finding, Report, verify
 
 __all__ = [
@@ -36,20 +43,27 @@ __all__ = [
     "BatchMaker",
     "Cache",
     "Case",
+    "CaseFacts",
+    "Channel",
     "Crop",
     "CropPicker",
     "DataError",
+    "Dataset",
     "Entry",
     "Family",
     "Finding",
     "Fingerprint",
     "Geometry",
+    "Grid",
     "HeldOut",
     "HeldOutError",
     "Intensity",
+    "Issue",
     "Mixed",
+    "Plan",
     "Prefetch",
     "Report",
+    "Scan",
     "Split",
     "TwoStreamSampler",
     "Volume",
@@ -62,14 +76,19 @@ __all__ = [
     "area_downsample",
     "array_digest",
     "atrium_phantom",
+    "axis_weights",
     "batch_key",
     "bias_field",
     "box_mix",
+    "case_labels",
+    "case_scan",
     "check_no_overlap",
     "check_volume",
+    "closest_axes",
     "coarse_field",
     "crop_volume",
     "family_of",
+    "find_dataset",
     "find_la",
     "gaussian_blur",
     "la_cases",
@@ -78,11 +97,22 @@ __all__ = [
     "largest_components",
     "load_la",
     "majority_downsample",
+    "make_plan",
     "random_boxes",
+    "read_grid",
+    "read_labels",
     "read_list",
+    "read_scan",
+    "resample_axis",
+    "resample_labels",
+    "resample_maps",
+    "resampled_size",
     "scaled_size",
+    "shape_of_nets",
+    "survey",
     "upsample_probs",
     "verify",
     "write_la",
+    "write_map",
     "write_phantoms",
 ]

@@ -24,6 +24,15 @@ def array_digest(array: NDArray[Any]) -> str:
     return hashlib.sha256(f"{values.shape}".encode() + values.tobytes()).hexdigest()
 
 
+def coarse_picture(image: NDArray[Any]) -> NDArray[np.float64]:
+    """Unit vector of an image `(*S)`: averaged onto 16 points an axis, minus its mean; zeros for a constant image."""
+    tensor = torch.from_numpy(np.ascontiguousarray(image, dtype=np.float32))[None, None]
+    coarse = F.interpolate(tensor, size=(_SIDE,) * image.ndim, mode="area")
+    picture: NDArray[np.float64] = coarse.numpy().ravel().astype(np.float64)
+    picture -= picture.mean()
+    return picture / (np.linalg.norm(picture) or 1.0)
+
+
 @dataclass(frozen=True, eq=False)
 class Fingerprint:
     """Of one image `(*S)`.
@@ -43,11 +52,7 @@ class Fingerprint:
     @classmethod
     def of(cls, image: NDArray[np.float32]) -> "Fingerprint":
         """Take the fingerprint of an image `(*S)`."""
-        tensor = torch.from_numpy(np.ascontiguousarray(image, dtype=np.float32))[None, None]
-        coarse = F.interpolate(tensor, size=(_SIDE,) * image.ndim, mode="area")
-        picture = coarse.numpy().ravel().astype(np.float64)
-        picture -= picture.mean()
-        return cls(array_digest(image), picture / (np.linalg.norm(picture) or 1.0), _sample(image))
+        return cls(array_digest(image), coarse_picture(image), _sample(image))
 
     def correlation(self, other: "Fingerprint") -> float:
         """Correlation of the coarse pictures, in [-1, 1]; 0 for a constant image."""

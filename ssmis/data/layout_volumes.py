@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layouts that are told by folders and names: MSD, nnU-Net, BIDS, images beside labels."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ssmis.data.cases import Case, DataError
+from ssmis.data.layout_tables import pixel_sizes
+from ssmis.data.layouts import IMAGES, LABELS, UNLABELLED, Dataset
+from ssmis.data.scans import stem_of, suffix_of
+
+_LABEL_ENDINGS = r"[_.-](seg(mentation)?|labels?|mask|gt|annotation|dseg|roi)([_.-]?manual)?$"
+_CHANNEL = re.compile(r"_(\d{4})$")
+
+
+def msd(root: Path) -> Dataset | None:
+    """Medical Segmentation Decathlon: `dataset.json` lists training pairs and test images."""
+    info = _info(root)
+    if info is None or not isinstance(info.get("training"), list):
+        return None
+    cases, roles = [], {}
+    for entry in info["training"]:
+        pair = entry if isinstance(entry, dict) else {"image": entry}
+        if "image" not in pair:
+            raise DataError(f"{root / 'dataset.json'}: the training entry {entry!r} has no 'image'")
+        label = pair.get("label")
+        cases.append(_case(root / pair["image"], root / label if label else None, root / "dataset.json"))
+    for entry in info.get("test") or []:
+        case = _case(root / (entry["image"] if isinstance(entry, dict) else entry), None, root / "dataset.json")
+        cases.append(case)
+        roles[case.id] = "test"
+    listed = {case.image.resolve() for case in cases}
+    cases += [Case(stem_of(path), path, None, ()) for path in _scans(root, UNLABELLED) if path.resolve() not in listed]
+    return Dataset("MSD", root, tuple(cases), roles, _names(info), _channel_names(info))
+
+
+def nnunet(root: Path) -> Dataset | None:
+    """nnU-Net raw data, version 2: `imagesTr/CASE_0000.nii.gz` a channel, `labelsTr/CASE.nii.gz`, `imagesUn`."""
+    info = _info(root)
+    folder = root / "imagesTr"
+    numbered = folder.is_dir() and all(_CHANNEL.search(stem_of(path)) for path in _files(folder))
+    if not folder.is_dir() or (info is None and not numbered):
+        return None
+    labels = {stem_of(path): path for path in _scans(root, ["labelsTr"])}
+    cases, roles, notes = [], {}, []
+    for name in ("imagesTr", *UNLABELLED, "imagesTs"):
+        for case, files in _by_case(_scans(root, [name])).items():
+            label = labels.pop(case, None) if name == "imagesTr" else None
+            cases.append(Case(case, files[0], label, (), channels=tuple(files[1:])))
+            if name == "imagesTs":
+                roles[case] = "test"
+    notes += [f"{path}: this label has no image" for path in labels.values()]
+    info = info or {}
+    return Dataset("nnU-Net", root, tuple(cases), roles, _names(info), _channel_names(info), tuple(notes))
+
+
+def bids(root: Path) -> Dataset | None:
+    """BIDS: `sub-*/**/*_T1w.nii.gz` and `derivatives/**/*_dseg.nii.gz`; the subject is the one of the folder."""
+    subjects = sorted(path for path in root.glob("sub-*") if path.is_dir())
+    if not subjects:
+        return None
+    labels: dict[tuple[str, ...], Path] = {}
+    folders = [path for path in (root / "derivatives", root / "labels") if path.is_dir()]
+    for folder in [*folders, *subjects]:
+        for path in _files(folder):
+            if re.search(r"_(dseg|mask|seg)$", stem_of(path)):
+                labels.setdefault(_entities(path), path)
+    files = [p for s in subjects for p in _files(s) if not re.search(r"_(dseg|mask|seg|probseg)$", stem_of(p))]
+    kinds = [stem_of(path).rsplit("_", 1)[-1] for path in files]
+    kind = max(sorted(set(kinds)), key=lambda kind: (kinds.count(kind), kind == "T1w"), default="")
+    cases = []
+    for path, own in zip(files, kinds):
+        if own == kind:
+            entities = _entities(path)
+            subject = next(part for part in path.relative_to(root).parts if part.startswith("sub-"))
+            cases.append(Case(stem_of(path), path, labels.pop(entities, None), (), subject=subject))
+    left = [f"{sum(k != kind for k in kinds)} images that are no {kind}"] if len(set(kinds)) > 1 else []
+    left += [f"{path}: this label has no image" for path in labels.values()]
+    return Dataset("BIDS", root, tuple(cases), channel_names=(kind,), notes=tuple(left))
+
+
+def plain(root: Path) -> Dataset | None:
+    """`images/` and `labels/` with the same names, perhaps with an ending such as `_seg`; 2-D or 3-D."""
+    folder = next((root / name for name in IMAGES if (root / name).is_dir()), None)
+    if folder is None:
+        return None
+    images = _scans(root, [folder.name])
+    return _paired("images/ and labels/", root, images, _scans(root, LABELS), _scans(root, UNLABELLED))
+
+
+def beside(root: Path) -> Dataset | None:
+    """One folder: `CASE.nii.gz`, and `CASE_seg.nii.gz` (or `_label`, `_mask`) beside the labelled ones."""
+    files = _files(root)
+    labels = [path for path in files if re.search(_LABEL_ENDINGS, stem_of(path), re.IGNORECASE)]
+    images = [path for path in files if path not in set(labels)]
+    if not labels or not images:
+        return None
+    nested = any(path.parent != root for path in images)
+    return _paired("labels beside images", root, images, labels, [], by_folder=nested)
+
+
+def _paired(
+    layout: str, root: Path, images: Sequence[Path], labels: Sequence[Path], unlabelled: Sequence[Path],
+    *, by_folder: bool = False,
+) -> Dataset:  # fmt: skip
+    def name_of(path: Path) -> str:
+        stem = re.sub(_LABEL_ENDINGS, "", stem_of(path), flags=re.IGNORECASE) if path in known else stem_of(path)
+        return f"{path.parent.relative_to(root).as_posix()}/{stem}".removeprefix("./") if by_folder else stem
+
+    known = set(labels)
+    sizes = pixel_sizes(root)
+    left = {name_of(path): path for path in labels}
+    left |= {stem_of(path): path for path in labels if not by_folder and stem_of(path) not in left}
+    used: set[Path] = set()
+    cases = []
+    for case, files in _by_case(images, name_of).items():
+        label = left.get(case)
+        if label is not None:
+            used.add(label)
+        cases.append(Case(case.replace("/", "_"), files[0], label, _size(sizes, files[0]), channels=tuple(files[1:])))
+    cases += [Case(stem_of(path), path, None, _size(sizes, path)) for path in unlabelled]
+    notes = [f"{path}: this label has no image" for path in labels if path not in used]
+    return Dataset(layout, root, tuple(cases), notes=tuple(notes))
+
+
+def _case(image: Path, label: Path | None, source: Path) -> Case:
+    for path in (image, label):
+        if path is not None and not path.is_file():
+            raise DataError(f"{path}: there is no such file; {source.name} names it")
+    return Case(stem_of(image), image, label, ())
+
+
+def _by_case(files: Iterable[Path], name_of: Any = stem_of) -> Mapping[str, list[Path]]:
+    """Case -> its channel files in order. `_0000` counts as a channel only where all files have one."""
+    files = list(files)
+    numbered = all(_CHANNEL.search(stem_of(path)) for path in files)
+    found: dict[str, list[Path]] = {}
+    for path in sorted(files):
+        found.setdefault(_CHANNEL.sub("", name_of(path)) if numbered else name_of(path), []).append(path)
+    return found
+
+
+def _scans(root: Path, folders: Sequence[str]) -> list[Path]:
+    return [path for name in folders if (root / name).is_dir() for path in _files(root / name)]
+
+
+def _files(folder: Path) -> list[Path]:
+    found = []
+    for path in sorted(folder.rglob("*")):
+        suffix = suffix_of(path)
+        if suffix and not path.name.startswith(".") and path.is_file():
+            if suffix == ".img" and path.with_suffix(".hdr").exists():
+                continue  # the pair is named by its header
+            found.append(path)
+    return found
+
+
+def _size(sizes: Mapping[str, tuple[float, float]], path: Path) -> tuple[float, ...]:
+    return sizes.get(path.name, sizes.get(stem_of(path), ()))
+
+
+def _entities(path: Path) -> tuple[str, ...]:
+    """Subject, session and what else two files of one scan share."""
+    kept = [part for part in stem_of(path).split("_") if re.match(r"(sub|ses|run|acq)-", part)]
+    return tuple(sorted(kept))
+
+
+def _info(root: Path) -> dict[str, Any] | None:
+    path = root / "dataset.json"
+    if not path.is_file():
+        return None
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path}: this is no JSON ({error})") from error
+    if not isinstance(info, dict):
+        raise DataError(f"{path}: expected an object with 'labels' and 'training'")
+    return info
+
+
+def _names(info: Mapping[str, Any]) -> dict[int, str]:
+    """Both spellings: MSD has value -> name, nnU-Net name -> value (regions are lists: left out)."""
+    names: dict[int, str] = {}
+    for key, value in (info.get("labels") or {}).items():
+        if str(key).lstrip("-").isdigit():
+            names[int(key)] = str(value)
+        elif isinstance(value, int):
+            names[value] = str(key)
+    return {value: names[value] for value in sorted(names)}
+
+
+def _channel_names(info: Mapping[str, Any]) -> tuple[str, ...]:
+    names = info.get("channel_names") or info.get("modality") or {}
+    return tuple(str(names[key]) for key in sorted(names, key=str)) if isinstance(names, dict) else ()
