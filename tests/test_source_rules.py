@@ -26,7 +26,7 @@ ALLOWED = {
     "report": {"data", "metrics"},
     "study": {"data", "recipes", "engine", "report"},
 }
-SHARED = {"registry", "_checks", "_classes", "_optional"}  # anyone may import these; they import no folder
+SHARED = {"registry", "options", "_checks", "_classes", "_optional"}  # anyone may import these; they import no folder
 EDGES = {"cli", "__main__"}  # these may import anything; nothing imports them
 SYNC_CALLS = {"item", "tolist", "cpu", "numpy", "cuda"}
 MACHINE_PATH = re.compile(r"(?<![\w.])/(home|mnt|root|work|farm|tmp|scratch|Users)/\w")

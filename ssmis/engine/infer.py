@@ -1,24 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole volumes from windows: blended, with flips and ensembles averaged."""
+"""Whole volumes from windows: blended, with flips and ensembles averaged, on the grid they came on."""
 
-from collections.abc import Callable, Iterator, Sequence
-from itertools import combinations
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ssmis._checks import check_choice, check_range
-from ssmis.data.resample import area_downsample, scaled_size, upsample_probs
+from ssmis.data.plan import Plan
+from ssmis.data.resample import area_downsample, scaled_size
 from ssmis.engine.runtime import Precision
-from ssmis.engine.windows import BLENDINGS, Blending, blend_weight, window_starts
+from ssmis.engine.segmentation import Segmentation, collect
+from ssmis.engine.sliding import Model, Sliding, as_callable, brought_back
+from ssmis.engine.windows import BLENDINGS, Blending, window_starts
 from ssmis.recipes.base import Prediction
 from ssmis.uncertainty import entropy_of_probs
-
-Model = Callable[[Tensor], Prediction | Tensor]
 
 
 class Predictor:
@@ -31,7 +31,7 @@ class Predictor:
     Args:
         models: a recipe, or any callable from images `(B, C, *S)` to a `Prediction` or probabilities `(B, K, *S)`; a
             sequence of them is averaged. A plain net must be in eval mode.
-        patch: window size, in voxels of the scaled grid.
+        patch: window size, in voxels of the grid that the models see.
         stride: step between windows; None derives it from `overlap`.
         overlap: share of a window its neighbour covers, where `stride` is None.
         blending: "gaussian" trusts the middle of a window more, "uniform" is the plain mean.
@@ -39,6 +39,8 @@ class Predictor:
         batch_size: windows per forward pass.
         scale: predict on a grid of `round(size * scale)` voxels: the image is area-averaged to it, the probabilities
             are brought back linearly.
+        plan: how images are prepared: intensity, channels and voxel size; probabilities are brought back linearly.
+            Without one, images go in as they are.
         device: where the models run; the models must be there already.
         precision: of the forward passes; None is float32.
         accumulate_on: where the running sums live; None is `device`. "cpu" for volumes too large for a GPU.
@@ -58,6 +60,7 @@ class Predictor:
         flips: Sequence[int] = (),
         batch_size: int = 4,
         scale: float = 1.0,
+        plan: Plan | None = None,
         device: torch.device | str = "cpu",
         precision: Precision | None = None,
         accumulate_on: torch.device | str | None = None,
@@ -66,7 +69,7 @@ class Predictor:
         check_range(overlap, 0.0, 0.99, name="overlap")
         check_range(scale, 0.0, 1.0, name="scale", open_low=True)
         check_range(batch_size, 1, float("inf"), name="batch_size")
-        self.models = [_as_callable(model) for model in (models if isinstance(models, Sequence) else [models])]
+        self.models = [as_callable(model) for model in (models if isinstance(models, Sequence) else [models])]
         if not self.models:
             raise ValueError("models is empty; expected at least one")
         self.patch = tuple(patch)
@@ -78,16 +81,39 @@ class Predictor:
         self.blending: Blending = blending
         self.batch_size = int(batch_size)
         self.scale = float(scale)
+        self.plan = plan
         self.device = torch.device(device)
         self.precision = precision or Precision("fp32", self.device.type)
         self.accumulate_on = torch.device(self.device if accumulate_on is None else accumulate_on)
 
+    @classmethod
+    def load(
+        cls, run: Path | str | Sequence[Path | str], *, flips: bool = False, device: str = "auto", **options: Any
+    ) -> "Predictor":
+        """Load what `train` wrote, ready to predict: nets, preprocessing, window.
+
+        Args:
+            run: run folder, or several of the same data (seeds): their probabilities are averaged. A folder that holds
+                run folders stands for all of them.
+            flips: average over flips of every axis.
+            device: "auto", or a torch device.
+            options: further arguments of `Predictor`, instead of those of the training.
+
+        Raises:
+            DataError: no such run, or runs of different preprocessing.
+            CheckpointError: a checkpoint that cannot be read.
+        """
+        from ssmis.engine.study import load_predictor
+
+        return load_predictor(cls, run, flips=flips, device=device, **options)
+
     @torch.no_grad()
-    def predict(self, image: Tensor | npt.NDArray[Any]) -> Prediction:
+    def predict(self, image: Tensor | npt.NDArray[Any], spacing_mm: Sequence[float] | None = None) -> Prediction:
         """Predict one volume.
 
         Args:
-            image: `(C, *S)`.
+            image: `(C, *S)`. With a plan: of any intensity scale, its axes running right, anterior, superior.
+            spacing_mm: size of its voxels; needed with a plan.
 
         Returns:
             A `Prediction` without the batch axis: float32 `probs` `(K, *S)` and `uncertainty` `(*S)`, the normalised
@@ -95,107 +121,96 @@ class Predictor:
 
         Raises:
             ValueError: the image does not have the patch's axes, or a model returns something else than probabilities.
+            DataError: the image does not fit the plan.
         """
+        volume, size = self._prepared(image, spacing_mm)
+        if tuple(volume.shape[1:]) == size:
+            ((_, probs),) = self._sliding.slabs(volume, whole=True)
+        else:
+            slabs = brought_back(self._sliding.slabs(volume), 0, tuple(volume.shape[1:]), size)
+            probs = torch.empty(0, device=self.accumulate_on)
+            for first, slab in slabs:
+                if not probs.numel():
+                    probs = torch.empty((len(slab), *size), device=slab.device)
+                probs[:, first : first + slab.shape[1]] = slab
+        uncertainty = torch.empty(size, device=probs.device)
+        for first in range(0, size[0], _ROWS):  # the entropy of all at once would double the memory
+            rows = slice(first, first + _ROWS)
+            uncertainty[rows] = entropy_of_probs(probs[None, :, rows])[0]
+        return Prediction(probs, uncertainty)
+
+    def segment(
+        self,
+        image: Tensor | npt.NDArray[Any],
+        spacing_mm: Sequence[float] | None = None,
+        *,
+        uncertainty: bool = False,
+        probs: bool | npt.NDArray[np.float32] = False,
+        largest: bool = False,
+    ) -> Segmentation:
+        """Predict label values, in less memory: what is finished leaves the running sums while windows go on.
+
+        Args:
+            image: as for `predict`.
+            spacing_mm: as for `predict`.
+            uncertainty: return the uncertainty map too.
+            probs: return the probabilities too; an array `(K, *S)`, such as a memory map, is written into.
+            largest: keep the largest component of each foreground class only.
+
+        Raises:
+            ValueError: as `predict`.
+        """
+        volume, size = self._prepared(image, spacing_mm)
+        inner = tuple(volume.shape[1:])
+        axis = max(range(len(inner)), key=lambda axis: inner[axis] / self.patch[axis])
+        slabs = brought_back(self._sliding.slabs(volume, axis=axis), axis, inner, size)
+        return collect(slabs, axis, size, plan=self.plan, uncertainty=uncertainty, probs=probs, largest=largest)
+
+    def stream(
+        self, image: Tensor | npt.NDArray[Any], spacing_mm: Sequence[float] | None = None, *, axis: int = 0
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Yield the probabilities in slabs along an axis: first row, and `(K, *S)` of some rows, on the image's grid.
+
+        A slab is overwritten when the next one is asked for.
+        """
+        with torch.no_grad():
+            volume, size = self._prepared(image, spacing_mm)
+            slabs = self._sliding.slabs(volume, axis=axis)
+            yield from brought_back(slabs, axis, tuple(volume.shape[1:]), size)
+
+    def _prepared(
+        self, image: Tensor | npt.NDArray[Any], spacing_mm: Sequence[float] | None
+    ) -> tuple[Tensor, tuple[int, ...]]:
+        """The image as the models see it, and the size to come back to."""
+        if image.ndim != len(self.patch) + 1:
+            raise ValueError(
+                f"image has shape {tuple(image.shape)}; expected (C, *S) with {len(self.patch)} spatial axes"
+            )
+        size = tuple(image.shape[1:])
+        if self.plan is not None:
+            if spacing_mm is None:
+                raise ValueError("spacing_mm is None; expected the size of a voxel, as the model works on its own grid")
+            return self.plan.prepare(image, spacing_mm).to(self.accumulate_on), size
         if not isinstance(image, Tensor):
             image = torch.from_numpy(np.array(image, dtype=np.float32))  # a copy: any byte order, strides or memory map
         volume = image.to(self.accumulate_on, torch.float32)
-        if volume.ndim != len(self.patch) + 1:
-            raise ValueError(
-                f"image has shape {tuple(volume.shape)}; expected (C, *S) with {len(self.patch)} spatial axes"
-            )
-        size = volume.shape[1:]
         if self.scale != 1.0:
             volume = area_downsample(volume[None], scaled_size(size, self.scale))[0]
-        probs = self._slide(volume)
-        if self.scale != 1.0:
-            probs = upsample_probs(probs[None], tuple(size))[0]
-        return Prediction(probs, entropy_of_probs(probs[None])[0])
+        return volume, size
 
-    def _slide(self, volume: Tensor) -> Tensor:
-        """Weighted mean of all windows of all flips: `(C, *S)` -> `(K, *S)`."""
-        size = tuple(volume.shape[1:])
-        starts = window_starts(size, self.patch, self.stride)
-        weight = blend_weight(self.patch, self.blending, device=self.accumulate_on)
-        total: Tensor | None = None
-        weights = torch.zeros(size, device=self.accumulate_on)
-        for axes in _subsets(self.flips):
-            padded, before = self._padded(volume, flipped=axes)
-            dims = [axis + 2 for axis in axes]  # of (B, C, *S)
-            for first in range(0, len(starts), self.batch_size):
-                # windows are cut where the flipped volume would have them: then flipping the input flips the result
-                chunk = [self._mirrored(start, size, axes) for start in starts[first : first + self.batch_size]]
-                windows = torch.stack([padded[:, *_box(start, self.patch)] for start in chunk])
-                probs = self._forward(windows.flip(dims)).flip(dims)
-                for own, start in zip(probs, chunk):
-                    inside, outside = _clip(start, before, self.patch, size)
-                    part = weight[inside]
-                    if total is None:
-                        total = torch.zeros((len(own), *size), device=self.accumulate_on)
-                    total[:, *outside].addcmul_(own[:, *inside], part)
-                    weights[outside].add_(part)
-        if total is None:
-            raise ValueError(f"image has spatial size {size}; expected at least one voxel")
-        return total.div_(weights)
-
-    def _forward(self, windows: Tensor) -> Tensor:
-        """Mean probabilities of the models for `(B, C, *patch)` windows, float32."""
-        windows = windows.to(self.device)
-        total = torch.zeros((), device=self.accumulate_on)
-        for model in self.models:
-            with self.precision.autocast():
-                output = model(windows)
-            probs = output.probs if isinstance(output, Prediction) else output
-            total = total + _checked(probs, windows).to(self.accumulate_on, torch.float32)
-        return total / len(self.models)
-
-    def _padded(self, volume: Tensor, *, flipped: Sequence[int]) -> tuple[Tensor, tuple[int, ...]]:
-        """Zero-pad axes shorter than the patch; an odd voxel goes behind, on flipped axes in front."""
-        missing = [max(length - whole, 0) for length, whole in zip(self.patch, volume.shape[1:])]
-        before = tuple(gap - gap // 2 if axis in flipped else gap // 2 for axis, gap in enumerate(missing))
-        pads = [side for gap, low in zip(reversed(missing), reversed(before)) for side in (low, gap - low)]
-        return (F.pad(volume, pads) if any(missing) else volume), before
-
-    def _mirrored(self, start: tuple[int, ...], size: Sequence[int], axes: Sequence[int]) -> tuple[int, ...]:
-        """Where the window at `start` of the flipped volume lies in the unflipped one."""
-        last = [max(whole - length, 0) for whole, length in zip(size, self.patch)]
-        return tuple(last[axis] - at if axis in axes else at for axis, at in enumerate(start))
-
-
-def _as_callable(model: Model) -> Model:
-    return model.predict if hasattr(model, "predict") else model
-
-
-def _subsets(axes: Sequence[int]) -> Iterator[tuple[int, ...]]:
-    for count in range(len(axes) + 1):
-        yield from combinations(axes, count)
-
-
-def _box(start: Sequence[int], patch: Sequence[int]) -> tuple[slice, ...]:
-    return tuple(slice(at, at + length) for at, length in zip(start, patch))
-
-
-def _clip(
-    start: Sequence[int], before: Sequence[int], patch: Sequence[int], size: Sequence[int]
-) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-    """The part of a window that lies in the volume: in coordinates of the window, and of the volume."""
-    inside, outside = [], []
-    for at, pad, length, whole in zip(start, before, patch, size):
-        low, high = max(at - pad, 0), min(at - pad + length, whole)
-        inside.append(slice(low - (at - pad), high - (at - pad)))
-        outside.append(slice(low, high))
-    return tuple(inside), tuple(outside)
-
-
-def _checked(probs: Tensor, windows: Tensor) -> Tensor:
-    expected = (len(windows), *windows.shape[2:])
-    if not isinstance(probs, Tensor) or probs.ndim != windows.ndim or (len(probs), *probs.shape[2:]) != expected:
-        found = tuple(probs.shape) if isinstance(probs, Tensor) else type(probs).__name__
-        raise ValueError(
-            f"the model returned {found}; expected probabilities (B, K, *S) for windows {tuple(windows.shape)}"
+    @property
+    def _sliding(self) -> Sliding:
+        return Sliding(
+            self.models,
+            patch=self.patch,
+            stride=self.stride,
+            blending=self.blending,
+            flips=self.flips,
+            batch_size=self.batch_size,
+            device=self.device,
+            precision=self.precision,
+            accumulate_on=self.accumulate_on,
         )
-    worst = (probs.float().sum(1) - 1).abs().max()
-    if not worst < 0.05:
-        raise ValueError(
-            f"the model's classes add up to 1 only within {float(worst):.3g}; expected probabilities, not logits"
-        )
-    return probs
+
+
+_ROWS = 16

@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command `ssmis`: parses, calls the function that a script would call, and prints the next useful command."""
+
+import inspect
+import re
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from ssmis import options as o
+
+USAGE = """usage: ssmis COMMAND ... (ssmis COMMAND --help has the options)
+
+Segment medical images from a few labels and many unlabelled scans.
+
+  ssmis demo                         make scans of a made-up organ and run all of it on them
+  ssmis inspect DATA                 look a folder of scans through, name every problem by its file
+  ssmis train DATA                   train; writes a run folder
+  ssmis evaluate RUN                 score the held-out cases
+  ssmis predict RUN IN... -o OUT     segment files, each on its own grid
+  ssmis report RUN...                compare runs in one HTML file
+  ssmis export RUN                   weights, ONNX or a MONAI bundle
+  ssmis list                         recipes, nets and losses there are
+  ssmis doctor                       what this machine has, and lacks
+
+Each command is one Python function with the same options: ssmis.train(DATA, labelled="10%")
+"""
+
+POSITIONAL = {"data": None, "run": None, "runs": "+", "inputs": "+"}
+SHORT = {"out": "-o"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status: 0, 1 for what is wrong with data or options, 130 after Ctrl-C."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help", "help"):
+        say(USAGE)
+        return 0 if words else 2
+    if words[0] == "--version":
+        from ssmis import __version__
+
+        say(__version__)
+        return 0
+    command = COMMANDS.get(words[0])
+    if command is None:
+        return fail(f"there is no command {words[0]!r}; expected one of {', '.join(COMMANDS)}")
+    try:
+        return command(words[1:])
+    except KeyboardInterrupt:
+        return fail("interrupted", status=130)
+    except (ValueError, OSError, RuntimeError, ImportError, FloatingPointError) as error:
+        if isinstance(error, BrokenPipeError) or not str(error):
+            raise
+        return fail(str(error))
+
+
+def say(text: str) -> None:
+    """Print a line to standard output."""
+    sys.stdout.write(text.rstrip("\n") + "\n")
+    sys.stdout.flush()
+
+
+def fail(text: str, *, status: int = 1) -> int:
+    """Print a message to standard error; returns the status."""
+    sys.stderr.write(f"ssmis: {text}\n")
+    return status
+
+
+def suggest(*words: str) -> None:
+    """Print the next useful command."""
+    say(f"next: ssmis {shlex.join(words)}")
+
+
+def parse(command: str, kind: type[Any], words: Sequence[str]) -> Any:
+    """Read options of a dataclass from the command line, `--config` files and defaults."""
+    import jsonargparse
+
+    about = inspect.getdoc(kind) or ""
+    parser = jsonargparse.ArgumentParser(prog=f"ssmis {command}", description=about.split("\n")[0], exit_on_error=True)
+    helps = dict(re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", about, flags=re.MULTILINE))
+    hints = get_type_hints(kind)
+    parser.add_argument("--config", action="config", help="YAML file of options, such as config.yaml of a run")
+    for field in fields(kind):
+        text = re.sub(r"\s+", " ", helps.get(field.name, "")).replace("%", "%%")
+        flags = [f"--{field.name}"]
+        default = None if field.default is MISSING else field.default
+        if field.name in POSITIONAL:
+            many = "*" if POSITIONAL[field.name] else "?"  # what is missing is told below, after --config was read
+            parser.add_argument(field.name, nargs=many, type=str, default=default, help=text)
+        elif hints[field.name] is bool:
+            parser.add_argument(*flags, nargs="?", const=True, type=bool, default=default, help=text)
+        elif "list" in str(hints[field.name]):
+            item = next(kind for kind in (int, float, str) if kind.__name__ in str(hints[field.name]))
+            parser.add_argument(*flags, nargs="+", type=item, default=default, help=text)
+        else:
+            short = [SHORT[field.name]] if field.name in SHORT else []
+            parser.add_argument(*short, *flags, type=hints[field.name], default=default, help=text)
+    found = vars(parser.parse_args(list(words)))
+    values = {field.name: found[field.name] for field in fields(kind)}
+    for name in POSITIONAL:
+        if name in values and not values[name]:
+            raise ValueError(f"{command} needs {name.upper()}; see ssmis {command} --help")
+    return kind(**values)
+
+
+def _inspect(words: Sequence[str]) -> int:
+    from ssmis.data.inspect import inspect_data
+
+    chosen = parse("inspect", o.InspectOptions, words)
+    found = inspect_data(chosen)
+    say(str(found))
+    if found.ok:
+        suggest("train", chosen.data)
+    return 0 if found.ok else 1
+
+
+def _train(words: Sequence[str]) -> int:
+    from ssmis.engine.train import resolved, train
+
+    chosen = resolved(parse("train", o.TrainOptions, words))
+    try:
+        done = train(chosen, say)
+    except KeyboardInterrupt:
+        again = ["ssmis", "train", "--config", f"{chosen.out}/config.yaml", "--resume"]
+        return fail(f"interrupted; continue with: {shlex.join(again)}", status=130)
+    say(f"trained in {done.fit.minutes:.1f} minutes, {done.fit.peak_memory_mb:.0f} MB: {done.folder}")
+    if done.split.test or done.split.val:
+        suggest("evaluate", str(done.folder), *([] if done.split.test else ["--cases", "val"]))
+    else:
+        suggest("predict", str(done.folder), "IMAGE", "-o", "predictions")
+    return 0
+
+
+def _evaluate(words: Sequence[str]) -> int:
+    from ssmis.engine.scoring import evaluate_run
+
+    chosen = parse("evaluate", o.EvaluateOptions, words)
+    for scores in evaluate_run(chosen, say):
+        say(f"mean foreground Dice {100 * scores.dice:.1f} %: {scores.folder}")
+    suggest("report", chosen.run)
+    return 0
+
+
+def _predict(words: Sequence[str]) -> int:
+    from ssmis.engine.files import predict_files
+
+    chosen = parse("predict", o.PredictOptions, words)
+    written = predict_files(chosen, tell=say)
+    say(f"{len(written)} images segmented into {chosen.out}")
+    if not chosen.uncertainty:
+        suggest("predict", chosen.run, *chosen.inputs, "-o", f"{chosen.out}_uncertainty", "--uncertainty")
+    else:
+        suggest("export", chosen.run)
+    return 0
+
+
+def _report(words: Sequence[str]) -> int:
+    from ssmis.report.folders import report_runs
+
+    chosen = parse("report", o.ReportOptions, words)
+    path = report_runs(chosen, say)
+    say(f"report: {path.resolve()}")
+    suggest("predict", chosen.runs[-1], "IMAGE", "-o", "predictions")
+    return 0
+
+
+def _export(words: Sequence[str]) -> int:
+    from ssmis.engine.export import export_run
+
+    chosen = parse("export", o.ExportOptions, words)
+    export_run(chosen, say)
+    suggest("predict", chosen.run, "IMAGE", "-o", "predictions")
+    return 0
+
+
+def _demo(words: Sequence[str]) -> int:
+    from ssmis.engine.demo import write_demo
+
+    chosen = parse("demo", o.DemoOptions, words)
+    folder = Path(chosen.out)
+    data = write_demo(folder / "data")
+    run, quiet = str(folder / "run"), ["--progress", str(chosen.progress).lower()]
+    where = ["--device", chosen.device]
+    first = sorted((data / "images").iterdir())[-1]
+    steps: list[tuple[Callable[[Sequence[str]], int], str, list[str]]] = [
+        (_inspect, "inspect", [str(data), *quiet]),
+        (_train, "train", [str(data), "--out", run, "--steps", str(chosen.steps), *where, *quiet]),
+        (_evaluate, "evaluate", [run, *where, *quiet]),
+        (_predict, "predict", [run, str(first), "-o", str(folder / "predictions"), "--overwrite", *where, *quiet]),
+    ]
+    for step, name, arguments in steps:
+        say(f"\n$ ssmis {name} {shlex.join(arguments)}")
+        if status := step(arguments):
+            return status
+    return 0
+
+
+def _list(words: Sequence[str]) -> int:
+    from ssmis import registry
+
+    kinds = {"recipes": registry.RECIPES, "nets": registry.NETS, "losses": registry.LOSSES,
+             "uncertainty": registry.UNCERTAINTY, "banks": registry.BANKS}  # fmt: skip
+    if unknown := [word for word in words if word not in kinds]:
+        raise ValueError(f"list knows no {unknown[0]!r}; expected some of {', '.join(kinds)}")
+    for kind in words or kinds:
+        say(f"{kind}:")
+        for name in kinds[kind]:
+            say(f"  {name:26} {kinds[kind][name].summary}")
+    suggest("train", "DATA", "--recipe", "NAME")
+    return 0
+
+
+def _doctor(words: Sequence[str]) -> int:
+    from ssmis.engine.doctor import examine
+
+    if words:
+        raise ValueError(f"doctor takes no options; got {words[0]!r}")
+    lines, ok = examine()
+    for line in lines:
+        say(line)
+    suggest("demo")
+    return 0 if ok else 1
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "demo": _demo,
+    "inspect": _inspect,
+    "train": _train,
+    "evaluate": _evaluate,
+    "predict": _predict,
+    "report": _report,
+    "export": _export,
+    "list": _list,
+    "doctor": _doctor,
+}

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A trained run to give away: weights without pickle, ONNX, a MONAI bundle."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ssmis._optional import require
+from ssmis.data import DataError
+from ssmis.engine.bundle import write_bundle
+from ssmis.engine.study import Study
+from ssmis.options import ExportOptions
+
+FORMATS = ("safetensors", "onnx", "monai")
+
+
+class Deployed(nn.Module):
+    """The nets of a recipe that predict, as one module: images `(B, C, *S)` to probabilities `(B, K, *S)`."""
+
+    def __init__(self, nets: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.nets = nn.ModuleList(nets)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Mean of the softmax of the nets."""
+        probs = [net(images).logits.float().softmax(1) for net in self.nets]
+        return torch.stack(probs).mean(0)
+
+
+def export_run(
+    run: str | Path | ExportOptions, tell: Callable[[str], object] = lambda text: None, **options: Any
+) -> dict[str, Path]:
+    """Export a trained run; `ssmis export` is this function.
+
+    - "safetensors": `model.safetensors` with the weights of the nets that predict, `config.json` with what builds them
+      and prepares images. `load_exported` reads it.
+    - "onnx": `model.onnx`, prepared images to probabilities, batch and spatial size free; it is compared with torch on
+      two sizes before it counts as written. Needs the extra `onnx`.
+    - "monai": a bundle folder with `configs/metadata.json`, `configs/inference.json` and `models/model.ts`.
+
+    Args:
+        run: run folder, or all options in one object.
+        tell: called with a line for each file.
+        options: of `ExportOptions`.
+
+    Returns:
+        Format -> file or folder.
+
+    Raises:
+        DataError: no such run.
+        ValueError: an unknown format, or an ONNX model that computes something else than torch.
+        ImportError: a format without its package.
+    """
+    chosen = run if isinstance(run, ExportOptions) else ExportOptions(run=str(run), **options)
+    formats = chosen.formats or ["safetensors"]
+    if unknown := [name for name in formats if name not in FORMATS]:
+        raise ValueError(f"formats has {unknown[0]!r}; expected some of {', '.join(FORMATS)}")
+    study = Study.read(chosen.run)
+    out = Path(chosen.out) if chosen.out else study.folder / "export"
+    out.mkdir(parents=True, exist_ok=True)
+    model = Deployed(list(study.recipe().deployed().values())).eval()
+    written: dict[str, Path] = {}
+    for name in dict.fromkeys(formats):
+        writer = {"safetensors": _safetensors, "onnx": _onnx, "monai": _monai}[name]
+        written[name] = writer(model, study, out)
+        tell(f"{name}: {written[name]}")
+    return written
+
+
+def load_exported(folder: Path | str) -> tuple[Deployed, dict[str, Any]]:
+    """Read what "safetensors" wrote: the module in eval mode, and `config.json`.
+
+    Raises:
+        DataError: the files are not there.
+    """
+    from ssmis.data import Plan
+    from ssmis.engine.study import build_recipe
+    from ssmis.options import TrainOptions
+
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise DataError(f"{folder}: there is no config.json; expected what `ssmis export` wrote")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    recipe = build_recipe(TrainOptions(**config["options"]), Plan.from_dict(config["plan"]))
+    model = Deployed(list(recipe.deployed().values()))
+    torch_format = require("safetensors.torch", extra="medical", purpose="reading exported weights")
+    model.load_state_dict(torch_format.load_file(folder / "model.safetensors"))
+    return model.eval(), config
+
+
+def _safetensors(model: Deployed, study: Study, out: Path) -> Path:
+    torch_format = require("safetensors.torch", extra="medical", purpose="exporting weights")
+    path = out / "model.safetensors"
+    weights = {name: value.contiguous().clone() for name, value in model.state_dict().items()}
+    torch_format.save_file(weights, path, metadata={"format": "pt"})
+    config = {"format": "ssmis.export", "version": 1, "options": asdict(study.options), "plan": asdict(study.plan)}
+    (out / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+def _examples(study: Study) -> tuple[Tensor, Tensor]:
+    """Images of the patch's size, and of another one."""
+    plan = study.plan
+    generator = torch.Generator().manual_seed(0)
+    first = torch.randn(2, len(plan.channels), *plan.patch, generator=generator)
+    other = [length + 16 if length >= 16 else length + 1 for length in plan.patch]
+    return first, torch.randn(1, len(plan.channels), *other, generator=generator)
+
+
+def _onnx(model: Deployed, study: Study, out: Path) -> Path:
+    for package in ("onnx", "onnxscript"):
+        require(package, extra="onnx", purpose="exporting ONNX")
+    runtime = require("onnxruntime", extra="onnx", purpose="checking the ONNX model")
+    path = out / "model.onnx"
+    first, other = _examples(study)
+    axes = ("height", "width") if study.plan.dims == 2 else ("depth", "height", "width")
+    sizes = {0: "batch", **{axis + 2: name for axis, name in enumerate(axes)}}
+    torch.onnx.export(
+        model, (first,), str(path), dynamo=False, opset_version=17, input_names=["images"], output_names=["probs"],
+        dynamic_axes={"images": sizes, "probs": sizes},
+    )  # fmt: skip
+    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    for images in (first, other):
+        with torch.no_grad():
+            expected = model(images)
+        (found,) = session.run(None, {"images": images.numpy()})
+        away = (
+            float((torch.from_numpy(found) - expected).abs().max()) if found.shape == expected.shape else float("inf")
+        )
+        if not away < 1e-3:
+            raise ValueError(f"{path}: on images {tuple(images.shape)} the ONNX model is {away:.3g} away from torch")
+    return path
+
+
+def _monai(model: Deployed, study: Study, out: Path) -> Path:
+    folder = out / "bundle"
+    first, _ = _examples(study)
+    with torch.no_grad():
+        traced = torch.jit.trace(model, first[:1], check_trace=False)
+    write_bundle(folder, traced, study.plan)
+    return folder

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files in, label maps out, each on the grid of its file."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssmis.data import Case, DataError, Plan, Scan
+from ssmis.data.layout_tables import pixel_sizes
+from ssmis.data.scans import HDF5, PICTURES, case_scan, stem_of, suffix_of, write_map
+from ssmis.engine.infer import Predictor
+from ssmis.engine.segmentation import Segmentation
+from ssmis.engine.study import run_folders
+from ssmis.engine.train import progress_of
+from ssmis.options import PredictOptions
+
+_CHANNEL = re.compile(r"_(\d{4})$")
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written for one image."""
+
+    case: str
+    labels: Path
+    probs: tuple[Path, ...] = ()
+    uncertainty: Path | None = None
+
+
+def predict_files(
+    run: str | Path | PredictOptions,
+    inputs: Sequence[str | Path] = (),
+    tell: Callable[[str], object] = lambda text: None,
+    **options: Any,
+) -> list[Written]:
+    """Segment files with a trained run; `ssmis predict` is this function.
+
+    Args:
+        run: run folder, or all options in one object.
+        inputs: files or folders.
+        tell: called with a line for each file.
+        options: of `PredictOptions`.
+
+    Returns:
+        What was written, an entry an image.
+
+    Raises:
+        DataError: no such run, no image among the inputs, a file that cannot be read or does not fit the training, or
+            a result that is there already.
+    """
+    if isinstance(run, PredictOptions):
+        chosen = run
+    else:
+        chosen = PredictOptions(run=str(run), inputs=[str(path) for path in inputs], **options)
+    folders = run_folders([chosen.run, *(chosen.ensemble or [])])
+    predictor = Predictor.load(
+        folders, flips=chosen.flips, device=chosen.device, overlap=chosen.overlap, batch_size=chosen.batch_size
+    )
+    plan = predictor.plan
+    assert plan is not None
+    cases = find_inputs(chosen.inputs, plan, spacing_mm=chosen.spacing_mm or ())
+    out = Path(chosen.out)
+    if not chosen.overwrite:
+        names = [out / (case.id + suffix) for case in cases for suffix in (".nii.gz", ".png")]
+        if there := [path for path in names if path.exists()]:
+            raise DataError(f"{there[0]} is there already, and {len(there) - 1} more; add --overwrite or another --out")
+    bar = progress_of(chosen.progress and len(cases) > 1, "predict")
+    written = []
+    for case in cases if bar is None else bar(cases):
+        written.append(predict_case(predictor, case, out, prob=chosen.prob, uncertainty=chosen.uncertainty,
+                                    largest=chosen.largest))  # fmt: skip
+        tell(f"{case.image} -> {written[-1].labels}")
+    return written
+
+
+def predict_case(
+    predictor: Predictor, case: Case, out: Path, *, prob: bool = False, uncertainty: bool = False, largest: bool = False
+) -> Written:
+    """Segment the image of a case into `out`, on its own grid."""
+    plan = predictor.plan
+    assert plan is not None
+    scan = case_scan(case)
+    grid = scan.grid
+    spacing = grid.canonical_spacing_mm
+    image, flat = _fitting(scan, plan)
+    temporary = out / f".{case.id}.probs.tmp"
+    store: bool | NDArray[np.float32] = False
+    try:
+        if prob:
+            out.mkdir(parents=True, exist_ok=True)
+            store = np.memmap(temporary, np.float32, "w+", shape=(plan.classes, *image.shape[1:]))
+        found = predictor.segment(image, spacing[: plan.dims], uncertainty=uncertainty, probs=store, largest=largest)
+        return _write(found, case.id, out, scan, plan, flat=flat)
+    except DataError as error:
+        raise DataError(f"{case.image}: {error}") from error
+    finally:
+        del store
+        temporary.unlink(missing_ok=True)
+
+
+def find_inputs(inputs: Sequence[str | Path], plan: Plan, *, spacing_mm: Sequence[float] = ()) -> list[Case]:
+    """Find the images among files and folders: one case each, its channels together.
+
+    Raises:
+        DataError: a path that is not there, no image at all, two images of one name, or a case without all channels.
+    """
+    files: list[tuple[Path, tuple[float, ...]]] = []
+    for path in map(Path, inputs):
+        if path.is_dir():
+            sizes = pixel_sizes(path) or pixel_sizes(path.parent)
+            found = sorted(p for p in path.iterdir() if (suffix_of(p) or p.suffix in HDF5) and p.name[0] != ".")
+            if not found:
+                raise DataError(f"{path}: there is no image in this folder")
+            files += [(file, tuple(spacing_mm) or sizes.get(file.name, ())) for file in found]
+        elif path.is_file():
+            sizes = pixel_sizes(path.parent) or pixel_sizes(path.parent.parent)
+            files.append((path, tuple(spacing_mm) or sizes.get(path.name, ())))
+        else:
+            raise DataError(f"{path}: there is no such file or folder")
+    if not files:
+        raise DataError("there is no input; name image files or folders of them")
+    several = len(plan.channels) > 1 and all(_CHANNEL.search(stem_of(path)) for path, _ in files)
+    cases: dict[str, list[tuple[Path, tuple[float, ...]]]] = {}
+    for path, spacing in files:
+        name = stem_of(path) if suffix_of(path) else path.stem
+        cases.setdefault(_CHANNEL.sub("", name) if several else name, []).append((path, spacing))
+    result = []
+    for name, own in cases.items():
+        paths = sorted(path for path, _ in own)
+        expected = len(plan.channels) if several else 1
+        if len(paths) != expected:
+            told = f"{expected} channel files" if several else "images of different names"
+            raise DataError(f"{paths[0]}: case {name!r} has {len(paths)} files; expected {told}")
+        spacing = own[0][1] if suffix_of(paths[0]) in PICTURES or spacing_mm else ()
+        result.append(Case(name, paths[0], None, spacing, channels=tuple(paths[1:])))
+    return result
+
+
+def _fitting(scan: Scan, plan: Plan) -> tuple[NDArray[Any], bool]:
+    """The image with the plan's axes; a volume of one slice stands for a picture."""
+    image = scan.image
+    if plan.dims == 2 and image.ndim == 4 and image.shape[3] == 1:
+        return image[..., 0], True
+    return image, False
+
+
+def _write(found: Segmentation, name: str, out: Path, scan: Scan, plan: Plan, *, flat: bool) -> Written:
+    grid = scan.grid
+
+    def shaped(array: NDArray[Any]) -> NDArray[Any]:
+        return array[..., None] if flat else array
+
+    labels = write_map(out / name, shaped(found.labels), grid)
+    probs: list[Path] = []
+    unsure = None
+    if grid.affine is not None:
+        if found.probs is not None:
+            probs.append(write_map(out / f"{name}_prob", shaped(found.probs), grid))
+        if found.uncertainty is not None:
+            unsure = write_map(out / f"{name}_uncertainty", shaped(found.uncertainty), grid)
+        return Written(name, labels, tuple(probs), unsure)
+    if found.probs is not None:  # pictures hold whole numbers
+        for label, own in zip(plan.label_values, found.probs):
+            probs.append(write_map(out / f"{name}_prob{label}", _as_bytes(own), grid))
+    if found.uncertainty is not None:
+        unsure = write_map(out / f"{name}_uncertainty", _as_bytes(found.uncertainty), grid)
+    return Written(name, labels, tuple(probs), unsure)
+
+
+def _as_bytes(values: NDArray[np.float32]) -> NDArray[np.uint8]:
+    return np.rint(values * 255).astype(np.uint8)

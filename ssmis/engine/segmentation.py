@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Label maps from slabs of probabilities."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ssmis.data.plan import Plan
+from ssmis.engine.postprocess import largest_component
+from ssmis.engine.sliding import Slabs
+from ssmis.uncertainty import entropy_of_probs
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """A segmented image.
+
+    Attributes:
+        labels: `(*S)`, unsigned integers: the label values of the training files, else class indices.
+        uncertainty: float32 `(*S)` in [0, 1], normalised entropy; None if not asked for.
+        probs: float32 `(K, *S)`; None likewise.
+    """
+
+    labels: NDArray[Any]
+    uncertainty: NDArray[np.float32] | None = None
+    probs: NDArray[np.float32] | None = None
+
+
+@torch.no_grad()
+def collect(
+    slabs: Slabs,
+    axis: int,
+    size: tuple[int, ...],
+    *,
+    plan: Plan | None,
+    uncertainty: bool,
+    probs: bool | NDArray[np.float32],
+    largest: bool,
+) -> Segmentation:
+    """Take the labels, and what else is asked for, from slabs along `axis` of a volume of `size`."""
+    labels = torch.zeros(size, dtype=torch.uint8)
+    unsure = torch.zeros(size) if uncertainty else None
+    out = probs if isinstance(probs, np.ndarray) else None
+    classes = 0
+    for first, slab in slabs:
+        classes, count = len(slab), slab.shape[axis + 1]
+        if classes > 256:
+            raise ValueError(f"the model has {classes} classes; expected at most 256")
+        labels.narrow(axis, first, count).copy_(slab.argmax(0))
+        if unsure is not None:
+            unsure.narrow(axis, first, count).copy_(entropy_of_probs(slab[None])[0])
+        if out is None and probs is True:
+            out = np.empty((classes, *size), dtype=np.float32)
+        if out is not None:
+            where = [slice(None)] * (len(size) + 1)
+            where[axis + 1] = slice(first, first + count)
+            out[tuple(where)] = slab.cpu().numpy()
+    if largest:
+        labels = largest_component(labels, classes=range(1, classes))
+    values = labels.numpy() if plan is None else plan.values_of(labels.numpy())
+    return Segmentation(values, None if unsure is None else unsure.numpy(), out)

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs on data of one's own: nets and recipe from their names, and a trained run back from its folder."""
+
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from torch import nn
+
+from ssmis.data import DataError, Plan
+from ssmis.engine.checkpoint import load_checkpoint
+from ssmis.engine.runtime import pick_device, pick_precision
+from ssmis.nets import EMA
+from ssmis.options import TrainOptions
+from ssmis.recipes import Recipe, dual_nets
+from ssmis.registry import NETS, RECIPES
+
+if TYPE_CHECKING:
+    from ssmis.engine.infer import Predictor
+
+P = TypeVar("P", bound="Predictor")
+DROPOUT = 0.1
+
+
+@dataclass(frozen=True)
+class Study:
+    """A run folder of `train`: where it is, its options and its plan."""
+
+    folder: Path
+    options: TrainOptions
+    plan: Plan
+
+    @classmethod
+    def read(cls, folder: Path | str) -> "Study":
+        """Read the settings of a run.
+
+        Raises:
+            DataError: it is no run folder of `train`, or its settings cannot be read.
+        """
+        folder = Path(folder)
+        if not (folder / "options.json").is_file():
+            raise DataError(f"{folder}: this is no run of `ssmis train`; expected options.json and plan.json in it")
+        try:
+            options = TrainOptions(**json.loads((folder / "options.json").read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise DataError(f"{folder / 'options.json'}: cannot be read ({error})") from error
+        return cls(folder, options, Plan.read(folder / "plan.json"))
+
+    def recipe(self) -> Recipe:
+        """The trained recipe: the averaged students where the run kept an average.
+
+        Raises:
+            DataError: there is no checkpoint yet.
+        """
+        path = self.folder / "checkpoints" / "last.pt"
+        if not path.is_file():
+            raise DataError(f"{path}: there is no checkpoint; the run was not trained yet")
+        state = load_checkpoint(path)
+        recipe = build_recipe(self.options, self.plan)
+        recipe.load_state_dict(state["recipe"])
+        if state["ema"] is not None:
+            average = EMA(recipe.students, decay=0.0)
+            average.load_state_dict(state["ema"])
+            recipe.students.load_state_dict(average.module.state_dict())
+        return recipe.eval()
+
+
+def build_nets(names: Sequence[str] | None, plan: Plan, *, single: bool = False) -> dict[str, nn.Module]:
+    """Build nets for a plan.
+
+    Args:
+        names: of the registry, each perhaps with an encoder: `timm_unet:resnet18`; None: the pair of `dual_nets`.
+        plan: shapes them.
+        single: without names, the V-Net alone.
+
+    Raises:
+        ValueError: an unknown net, or one that does not work in the plan's number of axes.
+    """
+    shape: dict[str, Any] = {
+        "in_channels": len(plan.channels),
+        "classes": plan.classes,
+        "dims": plan.dims,
+        "widths": plan.widths,
+        "dropout": DROPOUT,
+        "pooling": plan.pooling,
+        "kernels": plan.kernels,
+    }
+    if not names:
+        pair = dual_nets(**shape)
+        return {"vnet": pair["vnet"]} if single else pair
+    nets: dict[str, nn.Module] = {}
+    for name in names:
+        kind, _, encoder = name.partition(":")
+        entry = NETS[kind]
+        if plan.dims not in entry.example.dims:
+            raise ValueError(f"net {kind!r} works in {entry.example.dims} dimensions; the data have {plan.dims}")
+        accepted = inspect.signature(entry.factory).parameters
+        arguments = {key: value for key, value in shape.items() if key in accepted}
+        key = kind if kind not in nets else f"{kind}_{len(nets) + 1}"
+        nets[key] = NETS.create(kind, **arguments, **({"encoder": encoder} if encoder else {}))
+    return nets
+
+
+def build_recipe(options: TrainOptions, plan: Plan) -> Recipe:
+    """Build the recipe of `options`, with two nets where it takes them and none is named.
+
+    Raises:
+        ValueError: an unknown recipe, net or preset, or nets that the recipe does not take.
+    """
+    entry = RECIPES[options.recipe]
+    accepted = inspect.signature(entry.factory).parameters
+    arguments: dict[str, Any] = {}
+    if "preset" in accepted:
+        arguments["preset"] = preset_of(options)
+    elif options.preset is not None:
+        raise ValueError(f"preset is {options.preset!r}; the recipe {options.recipe!r} has none")
+    if options.nets:
+        return entry.factory(build_nets(options.nets, plan), **arguments)
+    try:
+        return entry.factory(build_nets(None, plan), **arguments)
+    except ValueError as refused:
+        if "exactly one" not in str(refused):
+            raise
+    return entry.factory(build_nets(None, plan, single=True), **arguments)
+
+
+def preset_of(options: TrainOptions) -> str | None:
+    """The preset that a recipe is built with: the options', else the one for few labels and short runs."""
+    return options.preset or ("averaged" if options.recipe == "dual_uncertainty" else None)
+
+
+def run_folders(run: Path | str | Sequence[Path | str]) -> list[Path]:
+    """Run folders: the one given, those inside it, or all of several.
+
+    Raises:
+        DataError: there is none.
+    """
+    if not isinstance(run, str | Path):
+        return [folder for one in run for folder in run_folders(one)]
+    run = Path(run)
+    if not run.is_dir():
+        raise DataError(f"{run}: there is no such run folder")
+    if (run / "options.json").is_file():
+        return [run]
+    found = sorted(path.parent for path in run.glob("*/options.json"))
+    if not found:
+        raise DataError(f"{run}: this is no run of `ssmis train`, and it holds none")
+    return found
+
+
+def load_predictor(
+    kind: type[P], run: Path | str | Sequence[Path | str], *, flips: bool, device: str, **options: Any
+) -> P:
+    """Build a `Predictor` from run folders, see `Predictor.load`."""
+    studies = [Study.read(folder) for folder in run_folders(run)]
+    first = studies[0]
+    for other in studies[1:]:
+        differs = _difference(first.plan, other.plan)
+        if differs:
+            raise DataError(f"{other.folder} and {first.folder} differ in {differs}; their results cannot be averaged")
+    where = pick_device(device)
+    recipes = [study.recipe().to(where) for study in studies]
+    settings: dict[str, Any] = {
+        "patch": first.plan.patch,
+        "plan": first.plan,
+        "flips": tuple(range(first.plan.dims)) if flips else (),
+        "device": where,
+        "precision": pick_precision(first.options.precision, where),
+    }
+    return kind(recipes, **settings | options)
+
+
+def _difference(first: Plan, other: Plan) -> str:
+    """What two plans must share, so that a prepared image is right for both."""
+
+    def facts(plan: Plan) -> Mapping[str, Any]:
+        return {name: getattr(plan, name) for name in ("dims", "channels", "label_values", "spacing_mm", "patch")}
+
+    ours, theirs = facts(first), facts(other)
+    return ", ".join(name for name in ours if ours[name] != theirs[name])

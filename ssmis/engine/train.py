@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a folder of scans to a run folder."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ssmis._optional import require
+from ssmis.data import Augment, Cache, Case, DataError, Plan, Split, find_dataset, make_plan, survey
+from ssmis.data.layouts import Dataset
+from ssmis.data.splits import make_split, read_split, write_split
+from ssmis.engine.config import FitConfig
+from ssmis.engine.fit import FitResult, fit
+from ssmis.engine.protocol import Protocol
+from ssmis.engine.runtime import pick_device
+from ssmis.engine.study import DROPOUT, build_recipe, preset_of
+from ssmis.options import TrainOptions
+
+UPRIGHT = replace(Augment.strong(), flip_axes=(), rot90=False, affine_probability=0.5)
+TURNED = replace(Augment.strong(), affine_probability=0.5)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished training: its run folder, the plan, the split and what `fit` returned."""
+
+    folder: Path
+    plan: Plan
+    split: Split
+    fit: FitResult
+
+
+def train(
+    data: str | Path | TrainOptions, tell: Callable[[str], object] = lambda text: None, **options: Any
+) -> TrainResult:
+    """Train on a folder of scans; `ssmis train` is this function.
+
+    Writes into the run folder what `fit` writes, and `options.json`, `config.yaml` (the same, for `--config`),
+    `plan.json` (preprocessing) and `split/` (list files). A cache of the prepared cases lies beside the run.
+
+    Args:
+        data: folder or table, or all options in one object.
+        tell: called with lines about what was found and decided.
+        options: of `TrainOptions`.
+
+    Raises:
+        DataError: something is wrong with the data; what, by file name.
+        FileExistsError: the run folder holds a run, and `resume` is not set.
+        ValueError: an option that is out of range.
+    """
+    chosen = data if isinstance(data, TrainOptions) else TrainOptions(data=str(data), **options)
+    chosen = resolved(chosen)
+    folder = Path(str(chosen.out))
+    dataset = find_dataset(chosen.data)
+    tell(f"{dataset.layout} in {dataset.root}: {len(dataset.labelled)} labelled, {len(dataset.unlabelled)} unlabelled")
+    started = (folder / "plan.json").is_file() and (folder / "split" / "labelled.list").is_file()
+    if started and not chosen.resume and (folder / "checkpoints" / "last.pt").exists():
+        raise FileExistsError(f"{folder} holds a run already; add --resume, or choose another folder with --out")
+    if started and chosen.resume:
+        plan, split = Plan.read(folder / "plan.json"), read_split(dataset, folder / "split")
+    else:
+        plan, split = _planned(dataset, chosen, folder)
+    for line in _about(plan, split):
+        tell(line)
+    cache = _cache(plan, [*split.labelled, *split.unlabelled], folder.parent / "cache", progress=chosen.progress)
+    protocol = _protocol(plan, split, chosen)
+    torch.manual_seed(chosen.seed)
+    recipe = build_recipe(chosen, plan)
+    unlabelled = () if chosen.recipe == "supervised" else split.unlabelled
+    facts = protocol.facts(labelled=split.labelled, unlabelled=unlabelled)
+    facts |= {"recipe": chosen.recipe, "preset": preset_of(chosen), "plan": json.loads(json.dumps(asdict(plan)))}
+    result = fit(
+        recipe,
+        protocol.batches(cache, split.labelled, unlabelled),
+        protocol.fit,
+        out=folder,
+        resume=chosen.resume,
+        facts=facts,
+        held_out=[*split.val, *split.test],
+        progress=chosen.progress,
+    )
+    return TrainResult(folder, plan, split, result)
+
+
+def resolved(options: TrainOptions) -> TrainOptions:
+    """Fill in what depends on the machine and the name of the data."""
+    device = pick_device(options.device)
+    steps, memory = options.steps, options.memory_gb
+    if steps is None:
+        steps = 6000 if device.type == "cuda" else 600
+    if memory is None:
+        memory = 2.0
+        if device.type == "cuda":
+            memory = round(0.7 * torch.cuda.get_device_properties(device).total_memory / 2**30, 1)
+    name = Path(options.data).resolve().name.split(".")[0]
+    out = options.out or str(Path("runs") / name / f"{options.recipe}_seed{options.seed}")
+    return replace(options, steps=steps, memory_gb=memory, out=out)
+
+
+def _planned(dataset: Dataset, options: TrainOptions, folder: Path) -> tuple[Plan, Split]:
+    split = make_split(dataset, labelled=options.labelled, val=options.val, test=options.test, seed=options.seed)
+    cases = [*split.labelled, *split.unlabelled]
+    facts, issues = survey(dataset, cases, progress=progress_of(options.progress, "look"))
+    serious = [issue for issue in issues if issue.serious]
+    if serious:
+        more = f"\n  and {len(serious) - 5} more" if len(serious) > 5 else ""
+        told = "".join(f"\n  {issue}" for issue in serious[:5])
+        raise DataError(f"{dataset.root}: {len(serious)} problems, see `ssmis inspect {options.data}`:{told}{more}")
+    plan = make_plan(
+        facts,
+        label_names=dataset.label_names,
+        channel_names=dataset.channel_names,
+        spacing_mm=options.spacing_mm,
+        patch=options.patch,
+        batch=options.batch,
+        width=options.width,
+        intensity=options.intensity,
+        memory_gb=options.memory_gb or 2.0,
+    )
+    build_recipe(options, plan)  # a wrong name is told before anything is written
+    folder.mkdir(parents=True, exist_ok=True)
+    write_split(split, folder / "split")
+    stored = asdict(replace(options, resume=False))
+    (folder / "options.json").write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+    yaml = require("yaml", extra="medical", purpose="config.yaml")
+    (folder / "config.yaml").write_text(yaml.safe_dump(stored, sort_keys=False), encoding="utf-8")
+    plan.save(folder / "plan.json")
+    return plan, split
+
+
+def _about(plan: Plan, split: Split) -> list[str]:
+    counts = ", ".join(f"{len(getattr(split, role))} {role}" for role in ("labelled", "unlabelled", "val", "test"))
+    classes = ", ".join(f"{value} {name}" for value, name in zip(plan.label_values, plan.label_names))
+    spacing = " x ".join(f"{mm:.3g}" for mm in plan.spacing_mm)
+    kinds = ", ".join(f"{name}: {channel.kind}" for name, channel in zip(plan.channel_names, plan.channels))
+    return [
+        f"split: {counts}",
+        f"classes: {classes}",
+        f"grid: {spacing} mm, median size {plan.size}; patch {plan.patch}, batch {plan.batch}; intensity {kinds}",
+        *plan.notes,
+    ]
+
+
+def _protocol(plan: Plan, split: Split, options: TrainOptions) -> Protocol:
+    semi = options.recipe != "supervised" and split.unlabelled
+    batch = min(plan.batch, len(split.labelled), *([len(split.unlabelled)] if semi else []))
+    steps = options.steps or 1
+    settings = FitConfig(
+        steps=steps,
+        optimizer="adamw",
+        learning_rate=options.learning_rate,
+        weight_decay=1e-2,
+        schedule="cosine",
+        warmup=0.02,
+        clip_norm=5.0,
+        ema_decay=min(0.999, max(0.9, 1 - 10 / steps)),
+        precision=options.precision,
+        device=options.device,
+        seed=options.seed,
+        checkpoint_every=max(1, min(200, steps // 10)),
+    )
+    return Protocol(
+        name="own",
+        patch=plan.patch,
+        widths=plan.widths,
+        dropout=DROPOUT,
+        preset=preset_of(options) or "",
+        labelled_per_batch=batch,
+        unlabelled_per_batch=batch,
+        augment=TURNED if options.mirror else UPRIGHT,
+        strong_views=1,
+        foreground=0.5,
+        blending="gaussian",
+        fit=settings,
+        classes=tuple(range(1, plan.classes)),
+    )
+
+
+def _cache(plan: Plan, cases: Sequence[Case], folder: Path, *, progress: bool) -> Cache:
+    """Prepared cases; another plan has another folder."""
+    grid = {name: value for name, value in asdict(plan).items() if name in _PREPARES}
+    digest = hashlib.sha256(json.dumps(grid).encode()).hexdigest()[:12]
+    return Cache.build(cases, folder / digest, load=plan.load, progress=progress_of(progress, "prepare"))
+
+
+def progress_of(show: bool, what: str) -> Callable[[Iterable[Any]], Iterable[Any]] | None:
+    """A progress bar around an iterable, if wanted."""
+    if not show:
+        return None
+    tqdm = require("tqdm", extra="medical", purpose="the progress bar (or --progress=false)").tqdm
+    return lambda items: tqdm(items, desc=what, unit="case", dynamic_ncols=True, leave=False)
+
+
+_PREPARES = ("dims", "channels", "label_values", "spacing_mm")

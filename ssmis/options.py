@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options of the commands, and of the functions behind them: light, so that `--help` is quick."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class InspectOptions:
+    """Look a data set through and name every problem by its file.
+
+    Attributes:
+        data: folder, or a CSV / JSON table.
+        limit: findings of one kind that are shown.
+        progress: show a bar.
+    """
+
+    data: str
+    limit: int = 10
+    progress: bool = True
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Train on a folder of scans of which some have labels.
+
+    Attributes:
+        data: folder, or a CSV / JSON table.
+        out: run folder; default: runs/NAME/RECIPE_seedSEED.
+        recipe: method, see `ssmis list`.
+        preset: of the recipe; default: its own ("averaged" of dual_uncertainty).
+        nets: names of nets, see `ssmis list`, each perhaps with an encoder (timm_unet:resnet18); default: two different
+            ones, or one where the recipe takes one.
+        labelled: cases that keep their labels: a number, a share such as 10%, all, or a list file.
+        val: held-out cases, likewise.
+        test: held-out cases that `evaluate` scores, likewise.
+        seed: of split, weights and batches.
+        steps: optimiser steps; default: 600 on a CPU, 6000 on a GPU.
+        spacing_mm: voxel size of the training grid; default: by the data.
+        patch: training patch; default: by the data and the memory.
+        batch: labelled, and as many unlabelled, patches a step; default: by the data.
+        width: channels of the nets at full resolution; default: by the memory.
+        intensity: zscore, clip or unit; default: by the data.
+        mirror: flip patches along every axis; only where left and right are alike.
+        learning_rate: base rate.
+        memory_gb: of a training step; default: 2 on a CPU, 70 % of a GPU.
+        device: auto, cpu, cuda, ...
+        precision: auto, fp32, bf16 or fp16.
+        resume: continue an interrupted run.
+        progress: show a bar.
+    """
+
+    data: str
+    out: str | None = None
+    recipe: str = "dual_uncertainty"
+    preset: str | None = None
+    nets: list[str] | None = None
+    labelled: str = "all"
+    val: str = "0"
+    test: str = "20%"
+    seed: int = 0
+    steps: int | None = None
+    spacing_mm: list[float] | None = None
+    patch: list[int] | None = None
+    batch: int | None = None
+    width: int | None = None
+    intensity: str | None = None
+    mirror: bool = False
+    learning_rate: float = 2e-3
+    memory_gb: float | None = None
+    device: str = "auto"
+    precision: str = "auto"
+    resume: bool = False
+    progress: bool = True
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Score a run on its held-out cases.
+
+    Attributes:
+        run: run folder, or a folder of run folders (seeds): each is scored by itself.
+        cases: test, val, or a list file of case ids.
+        flips: average over flips of every axis.
+        overlap: share of a window that its neighbour covers.
+        device: auto, cpu, cuda, ...
+        progress: show a bar.
+    """
+
+    run: str
+    cases: str = "test"
+    flips: bool = False
+    overlap: float = 0.5
+    device: str = "auto"
+    progress: bool = True
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """Segment files: labels come out on the grid of each file.
+
+    Attributes:
+        run: run folder, or a folder of run folders (seeds), whose probabilities are averaged.
+        inputs: files or folders; several channels of a case as CASE_0000, CASE_0001, ...
+        out: folder for the results.
+        ensemble: further runs to average with.
+        prob: write the class probabilities too.
+        uncertainty: write the uncertainty too.
+        largest: keep the largest component of each class only.
+        flips: average over flips of every axis.
+        overlap: share of a window that its neighbour covers.
+        batch_size: windows at once.
+        spacing_mm: pixel size of pictures, in mm.
+        overwrite: replace results that are there.
+        device: auto, cpu, cuda, ...
+        progress: show a bar.
+    """
+
+    run: str
+    inputs: list[str]
+    out: str = "predictions"
+    ensemble: list[str] | None = None
+    prob: bool = False
+    uncertainty: bool = False
+    largest: bool = False
+    flips: bool = False
+    overlap: float = 0.5
+    batch_size: int = 4
+    spacing_mm: list[float] | None = None
+    overwrite: bool = False
+    device: str = "auto"
+    progress: bool = True
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """Compare runs in one HTML file, the baseline first.
+
+    Attributes:
+        runs: run folders that were evaluated.
+        out: the file.
+        title: of the page.
+    """
+
+    runs: list[str]
+    out: str = "report.html"
+    title: str = "Comparison of runs"
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Give a trained model away.
+
+    Attributes:
+        run: run folder.
+        out: folder; default: export inside the run.
+        formats: safetensors, onnx, monai.
+    """
+
+    run: str
+    out: str | None = None
+    formats: list[str] | None = None
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """Make scans of a made-up organ, and run the commands on them.
+
+    Attributes:
+        out: folder for data, run and predictions.
+        steps: training steps.
+        device: auto, cpu, cuda, ...
+        progress: show a bar.
+    """
+
+    out: str = "ssmis-demo"
+    steps: int = 60
+    device: str = "auto"
+    progress: bool = True

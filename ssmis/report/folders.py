@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A report from run folders alone: scores, spread over seeds, cases with their predictions."""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ssmis.data import Case, DataError, Plan, find_dataset
+from ssmis.data.scans import case_scan, read_labels
+from ssmis.metrics import compare_runs, summarise
+from ssmis.options import ReportOptions
+from ssmis.report.html import write_report
+from ssmis.report.runs import CaseView, ReportRun, pick_cases
+from ssmis.report.tables import format_table
+
+
+def report_runs(
+    runs: Sequence[str | Path] | ReportOptions, tell: Callable[[str], object] = lambda text: None, **options: Any
+) -> Path:
+    """Compare evaluated runs in one HTML file; `ssmis report` is this function.
+
+    Runs whose names differ only in `_seedN` are one method: the table has the mean of their means and its standard
+    deviation over seeds. The worst, median and best case of the last run are shown, with the predictions of every run.
+
+    Args:
+        runs: run folders that `ssmis evaluate` scored, or folders of them, the baseline first; or all options.
+        tell: called with the lines of the table.
+        options: of `ReportOptions`.
+
+    Returns:
+        The file.
+
+    Raises:
+        DataError: no run, or one without scores.
+    """
+    chosen = runs if isinstance(runs, ReportOptions) else ReportOptions(runs=[str(run) for run in runs], **options)
+    folders = _folders(chosen.runs)
+    parents = len({folder.name for folder in folders}) < len(folders)
+    named = [
+        ReportRun(f"{folder.resolve().parent.name}/{folder.name}" if parents else folder.name, folder)
+        for folder in folders
+    ]
+    for line in seeds_table(named).splitlines():
+        tell(line)
+    if len(named) > 1 and {s.case for s in named[0].scores} == {s.case for s in named[-1].scores}:
+        pair = compare_runs(named[-1].scores, named[0].scores, metric="dice")
+        tell(
+            f"{named[-1].name} minus {named[0].name}: Dice {100 * pair.mean:+.2f} points, 95 % interval "
+            f"{100 * pair.low:+.2f} to {100 * pair.high:+.2f}, p = {pair.p_value:.3g} (sign flips, {pair.n} cases)"
+        )
+    write_report(chosen.out, named, title=chosen.title, subtitle=_subtitle(named), views=_views(named))
+    return Path(chosen.out)
+
+
+def seeds_table(runs: Sequence[ReportRun]) -> str:
+    """Text table of methods: mean over seeds of the mean Dice and HD95, and the standard deviation over seeds.
+
+    Raises:
+        DataError: a run without scores.
+    """
+    methods: dict[str, list[ReportRun]] = {}
+    for run in runs:
+        methods.setdefault(re.sub(r"_?seed_?\d+", "", run.name) or run.name, []).append(run)
+    rows = []
+    for method, own in methods.items():
+        cells: list[Any] = [method, len(own)]
+        for metric, factor in (("dice", 100), ("hd95", 1)):
+            means = [factor * summarise(run.scores, metric=metric, resamples=1).mean for run in own]
+            spread = f"{np.std(means, ddof=1):.2f}" if len(means) > 1 else "-"
+            cells += [f"{np.mean(means):.2f}", spread]
+        rows.append(cells)
+    return format_table(["method", "seeds", "Dice %", "sd", "HD95 mm", "sd"], rows)
+
+
+def _folders(runs: Sequence[str]) -> list[Path]:
+    folders: list[Path] = []
+    for run in map(Path, runs):
+        inside = [run] if (run / "protocol.json").is_file() else sorted(p.parent for p in run.glob("*/protocol.json"))
+        if not inside:
+            raise DataError(f"{run}: there is no run folder; expected protocol.json in it")
+        folders += inside
+    for folder in folders:
+        if not (folder / "cases.csv").is_file():
+            raise DataError(f"{folder}: there are no scores; run `ssmis evaluate {folder}` first")
+    if not folders:
+        raise DataError("there is no run to report on")
+    return folders
+
+
+def _subtitle(runs: Sequence[ReportRun]) -> str:
+    cases = {score.case for run in runs for score in run.scores}
+    return f"{len(cases)} held-out cases, on their own grids, last checkpoint"
+
+
+def _views(runs: Sequence[ReportRun]) -> list[CaseView]:
+    """Cases with pictures, where the data and the predictions are still there."""
+    options = Path(runs[-1].folder) / "options.json"
+    if not options.is_file():
+        return []
+    try:
+        dataset = find_dataset(json.loads(options.read_text(encoding="utf-8"))["data"])
+        known = {case.id: case for case in dataset.cases}
+        plan = Plan.read(Path(runs[-1].folder) / "plan.json")
+        return [_view(known[case], note, runs, plan) for note, case in pick_cases(runs[-1].scores).items()]
+    except (DataError, KeyError):  # the data have moved: numbers and curves are still worth a page
+        return []
+
+
+def _view(case: Case, note: str, runs: Sequence[ReportRun], plan: Plan) -> CaseView:
+    scan = case_scan(case)
+    size = scan.grid.canonical_shape
+    flat = len(size) == 3 and plan.dims == 2
+
+    def shown(array: Any) -> Any:
+        return array[..., 0] if flat else array
+
+    predictions = {}
+    for run in runs:
+        for suffix in (".nii.gz", ".png"):
+            path = Path(run.folder) / "predictions" / (case.id + suffix)
+            if path.is_file():
+                predictions[run.name] = shown(plan.classes_of(read_labels(path, scan.grid)))
+    reference = None if case.label is None else shown(plan.classes_of(read_labels(case.label, scan.grid)))
+    spacing = scan.grid.canonical_spacing_mm[: 2 if flat else None]
+    image = shown(scan.image[0].astype(np.float32))
+    return CaseView(case.id, image, predictions, reference, spacing_mm=spacing, note=note)
