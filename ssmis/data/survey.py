@@ -141,8 +141,8 @@ def _label_issues(name: str, volumes: Mapping[int, int], declared: Mapping[int, 
     if declared and unknown:
         told = f"the label has values {unknown[:8]}, which dataset.json does not declare ({sorted(declared)})"
         issues.append(Issue("label values", name, told))
-    elif len(volumes) > MOST_CLASSES:
-        told = f"the label has {len(volumes)} different values; is it an image, or saved as JPEG?"
+    elif len(volumes) > MOST_CLASSES or (name.lower().endswith((".jpg", ".jpeg")) and len(volumes) > 2):
+        told = f"the label has {len(volumes)} different values; it is an image, or was saved as JPEG"
         issues.append(Issue("label values", name, told))
     if not any(value > 0 for value in volumes):
         issues.append(Issue("empty label", name, "the label has no foreground", serious=False))

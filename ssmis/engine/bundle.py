@@ -2,6 +2,7 @@
 """The folder that MONAI calls a bundle: metadata, an inference configuration, a TorchScript model."""
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,11 @@ def write_bundle(folder: Path, model: Any, plan: Plan) -> None:
     """
     for name in ("configs", "models", "docs"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    torch.jit.save(model, str(folder / "models" / "model.ts"))
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", FutureWarning
+        )  # bundles have TorchScript; torch would rather have its successor
+        torch.jit.save(model, str(folder / "models" / "model.ts"))
     (folder / "configs" / "metadata.json").write_text(json.dumps(_metadata(plan), indent=1) + "\n", encoding="utf-8")
     (folder / "configs" / "inference.json").write_text(json.dumps(_inference(plan), indent=1) + "\n", encoding="utf-8")
     about = "Segmentation model trained with ssmis. For research; not a medical device.\n"

@@ -2,6 +2,7 @@
 """A trained run to give away: weights without pickle, ONNX, a MONAI bundle."""
 
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -39,8 +40,9 @@ def export_run(
 
     - "safetensors": `model.safetensors` with the weights of the nets that predict, `config.json` with what builds them
       and prepares images. `load_exported` reads it.
-    - "onnx": `model.onnx`, prepared images to probabilities, batch and spatial size free; it is compared with torch on
-      two sizes before it counts as written. Needs the extra `onnx`.
+    - "onnx": `model.onnx`, prepared images to probabilities; batch and spatial size are free, where sizes divide by
+      the coarsest stride of the nets (16). It is compared with torch on two sizes before it counts as written. Needs
+      the extra `onnx`.
     - "monai": a bundle folder with `configs/metadata.json`, `configs/inference.json` and `models/model.ts`.
 
     Args:
@@ -120,10 +122,12 @@ def _onnx(model: Deployed, study: Study, out: Path) -> Path:
     first, other = _examples(study)
     axes = ("height", "width") if study.plan.dims == 2 else ("depth", "height", "width")
     sizes = {0: "batch", **{axis + 2: name for axis, name in enumerate(axes)}}
-    torch.onnx.export(
-        model, (first,), str(path), dynamo=False, opset_version=17, input_names=["images"], output_names=["probs"],
-        dynamic_axes={"images": sizes, "probs": sizes},
-    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            model, (first,), str(path), dynamo=False, opset_version=17, input_names=["images"],
+            output_names=["probs"], dynamic_axes={"images": sizes, "probs": sizes},
+        )  # fmt: skip
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     for images in (first, other):
         with torch.no_grad():
@@ -140,7 +144,8 @@ def _onnx(model: Deployed, study: Study, out: Path) -> Path:
 def _monai(model: Deployed, study: Study, out: Path) -> Path:
     folder = out / "bundle"
     first, _ = _examples(study)
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the shape checks of the nets, which every window passes
         traced = torch.jit.trace(model, first[:1], check_trace=False)
     write_bundle(folder, traced, study.plan)
     return folder

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+import math
+
+import numpy as np
+import pytest
+import torch
+from data.folders import LPS, RAS, nifti, picture, plain, scan
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ssmis.data import DataError, Plan, find_dataset, make_plan, shape_of_nets, survey
+from ssmis.data.inspect import inspect_data
+from ssmis.data.plan import Channel
+
+pytest.importorskip("nibabel")
+
+
+def plan_of(root, **options):
+    dataset = find_dataset(root)
+    facts, issues = survey(dataset)
+    assert not [issue for issue in issues if issue.serious]
+    return make_plan(facts, label_names=dataset.label_names, channel_names=dataset.channel_names, **options), dataset
+
+
+def test_labels_that_are_not_contiguous_become_classes_and_come_back(tmp_path):
+    plan, dataset = plan_of(plain(tmp_path, values=700))
+    assert plan.label_values == (0, 700)
+    volume = plan.load(dataset.cases[0])
+    assert volume.label is not None
+    assert set(np.unique(volume.label)) == {0, 1}
+    back = plan.values_of(volume.label)
+    assert back.dtype == np.uint16
+    assert set(np.unique(back)) == {0, 700}
+    with pytest.raises(DataError, match=r"values \[3\]; expected \[0, 700\]"):
+        plan.classes_of(np.array([0, 3]))
+
+
+def test_a_plan_survives_its_file(tmp_path):
+    plan, _ = plan_of(plain(tmp_path))
+    plan.save(tmp_path / "plan.json")
+    assert Plan.read(tmp_path / "plan.json") == plan
+
+
+def test_the_scale_of_a_volume_means_nothing_to_a_z_score(tmp_path):
+    plan, _dataset = plan_of(plain(tmp_path))
+    image, _ = scan(0)
+    one = plan.prepare(image[None], (1, 1, 1))
+    other = plan.prepare(image[None].astype(np.float32) * 1e4 + 7, (1, 1, 1))
+    torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+    assert abs(float(one.mean())) < 1e-5
+    assert float(one.std(correction=0)) == pytest.approx(1, abs=1e-4)
+
+
+def test_ct_is_clipped_and_photographs_are_scaled(tmp_path):
+    random = np.random.default_rng(0)
+    for index in range(2):
+        image, label = scan(index)
+        hounsfield = np.where(random.random(image.shape) < 0.3, -1000, image - 100).astype(np.int16)
+        nifti(tmp_path / "ct/images" / f"{index}.nii.gz", hounsfield)
+        nifti(tmp_path / "ct/labels" / f"{index}.nii.gz", label)
+        picture(tmp_path / "photo/images" / f"{index}.png", random.integers(0, 255, (16, 20, 3)).astype(np.uint8))
+        picture(tmp_path / "photo/labels" / f"{index}.png", (np.eye(16, 20) * 255).astype(np.uint8))
+    ct, dataset = plan_of(tmp_path / "ct")
+    assert ct.channels[0].kind == "clip"
+    assert (
+        ct.load(dataset.cases[0]).image.min() >= (ct.channels[0].low - ct.channels[0].mean) / ct.channels[0].std - 1e-4
+    )
+    photo, dataset = plan_of(tmp_path / "photo")
+    assert [channel.kind for channel in photo.channels] == ["unit"] * 3
+    assert photo.dims == 2
+    loaded = photo.load(dataset.cases[0]).image
+    assert loaded.min() >= 0
+    assert loaded.max() <= 1
+
+
+def test_skull_stripped_volumes_are_normalised_inside(tmp_path):
+    image = np.zeros((12, 12, 8), np.int16)
+    image[3:8, 3:8, 2:6] = np.random.default_rng(0).integers(50, 90, (5, 5, 4))
+    nifti(tmp_path / "images/a.nii.gz", image)
+    nifti(tmp_path / "labels/a.nii.gz", (image > 70).astype(np.uint8))
+    plan, dataset = plan_of(tmp_path)
+    assert plan.channels[0].nonzero
+    loaded = plan.load(dataset.cases[0]).image[0]
+    assert (loaded[image == 0] == 0).all()
+    assert abs(loaded[image > 0].mean()) < 1e-4
+
+
+def test_cases_in_different_orientations_lie_alike_once_loaded(tmp_path):
+    image, label = scan(0)
+    nifti(tmp_path / "images/a.nii.gz", image, RAS)
+    nifti(tmp_path / "labels/a.nii.gz", label, RAS)
+    nifti(tmp_path / "images/b.nii.gz", image[::-1, ::-1], [*LPS, [0, 0, 0, 2], [0, 0, 0, 2], [0] * 4, [0] * 4])
+    nifti(tmp_path / "labels/b.nii.gz", label[::-1, ::-1], [*LPS, [0, 0, 0, 2], [0, 0, 0, 2], [0] * 4, [0] * 4])
+    plan, dataset = plan_of(tmp_path)
+    one, other = (plan.load(case) for case in dataset.cases)
+    np.testing.assert_array_equal(one.image, other.image)
+    np.testing.assert_array_equal(one.label, other.label)
+    found = inspect_data(tmp_path, progress=False)
+    assert found.of_kind("mixed orientation")
+    assert found.of_kind("duplicate")  # the same voxels, turned
+    assert found.ok
+
+
+@given(st.tuples(*[st.floats(0.3, 9)] * 3), st.tuples(*[st.integers(1, 200)] * 3))
+def test_nets_follow_the_spacing(spacing, patch):
+    pooling, kernels = shape_of_nets(spacing, patch)
+    lengths, sizes = list(spacing), list(patch)
+    for factors, kernel in zip(pooling, kernels):
+        for axis in range(3):
+            coarse = lengths[axis] >= 2 * min(lengths)
+            assert (kernel[axis] == 1) == coarse
+            assert not (coarse and factors[axis] > 1)
+            assert factors[axis] == 1 or sizes[axis] >= 4
+        lengths = [mm * f for mm, f in zip(lengths, factors)]
+        sizes = [-(-n // f) for n, f in zip(sizes, factors)]
+
+
+@pytest.mark.parametrize("memory", [0.05, 0.5, 8])
+def test_the_patch_keeps_to_the_memory(tmp_path, memory):
+    facts, _ = survey(find_dataset(plain(tmp_path, labelled=2, unlabelled=0, size=(40, 40, 30))))
+    plan = make_plan(facts, memory_gb=memory)
+    voxels = math.prod(plan.patch) * 2 * plan.batch
+    assert voxels * 220 * plan.widths[0] <= memory * 2**30 or math.prod(plan.patch) <= 16**3
+    chosen = make_plan(facts, patch=(8, 8, 8), spacing_mm=(2, 2, 2), batch=1, width=3)
+    assert (chosen.patch, chosen.spacing_mm, chosen.batch, chosen.widths[0]) == ((8, 8, 8), (2, 2, 2), 1, 3)
+
+
+def test_channels_that_do_not_fit_are_named():
+    plan = Plan(2, (Channel("a", "unit"), Channel("b")), (0, 1), ("background", "x"), (1, 1), (8, 8), (8, 8), 1,
+                ((2, 2),) * 4, ((3, 3),) * 5, (4,) * 5)  # fmt: skip
+    with pytest.raises(DataError, match=r"image has 1 channels; expected 2 \(a, b\)"):
+        plan.prepare(np.zeros((1, 8, 8)), (1, 1))
+    with pytest.raises(DataError, match="3 NaN or infinite voxels of 128"):
+        plan.prepare(np.where(np.arange(128).reshape(2, 8, 8) < 3, np.nan, 1.0), (1, 1))

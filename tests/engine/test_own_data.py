@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs on data of one's own: arrays, files, streaming, training, scores, export."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from data.affines import affines, shapes
+from data.folders import LPS, RAS, nifti, picture, plain, scan
+from engine.own_runs import by_threshold, small_plan, write_run
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ssmis.data import Case, DataError, resample_maps
+from ssmis.data.scans import read_scan
+from ssmis.engine import Predictor, sliding
+from ssmis.engine.export import export_run, load_exported
+from ssmis.engine.files import predict_case, predict_files
+from ssmis.engine.scoring import evaluate_run
+from ssmis.engine.sliding import brought_back
+from ssmis.engine.study import Study
+from ssmis.engine.train import train
+from ssmis.metrics import read_cases_csv
+from ssmis.report.folders import report_runs, seeds_table
+from ssmis.report.runs import ReportRun
+
+nib = pytest.importorskip("nibabel")
+SIZES = st.tuples(*[st.integers(1, 11)] * 3)
+
+
+def soft(windows):
+    """Probabilities that depend on place and neighbourhood."""
+    place = torch.linspace(0, 1, windows[0, 0].numel()).view(windows.shape[2:])
+    first = (windows[:, :1] * 0.6 + windows[:, :1].roll(1, 2) * 0.2 + 0.2 * place).clamp(0, 1)
+    return torch.cat([first * 0.5, 1 - first, first * 0.5], 1)
+
+
+@given(SIZES, SIZES, st.integers(0, 2), st.integers(1, 4), st.integers(0, 99))
+def test_slabs_brought_back_are_the_whole_resampled(size, target, axis, rows, seed):
+    probs = torch.rand(2, *size, generator=torch.Generator().manual_seed(seed))
+    parts = [
+        (first, probs.narrow(axis + 1, first, min(rows, size[axis] - first)).clone())
+        for first in range(0, size[axis], rows)
+    ]
+    out = torch.full((2, *target), float("nan"))
+    for first, slab in brought_back(iter(parts), axis, size, target):
+        out.narrow(axis + 1, first, slab.shape[axis + 1]).copy_(slab)
+    torch.testing.assert_close(out, resample_maps(probs, target), atol=1e-5, rtol=1e-5)
+
+
+@given(SIZES, st.integers(1, 5), st.integers(1, 4), st.integers(1, 3), st.booleans(), st.sampled_from([1.0, 0.6, 1.7]))
+def test_segmenting_in_slabs_is_predicting_the_whole(size, patch, stride, batch, flip, spacing):
+    image = torch.rand(1, *size, generator=torch.Generator().manual_seed(1)).numpy()
+    predictor = Predictor(
+        soft, patch=[patch] * 3, stride=[min(stride, patch)] * 3, flips=(0, 2) if flip else (), batch_size=batch,
+        plan=small_plan(values=(0, 5, 900), kind="unit"),
+    )  # fmt: skip
+    whole = predictor.predict(image, (spacing,) * 3)
+    found = predictor.segment(image, (spacing,) * 3, uncertainty=True, probs=True)
+    np.testing.assert_allclose(found.probs, whole.probs.numpy(), atol=1e-5)
+    np.testing.assert_allclose(found.uncertainty, whole.uncertainty.numpy(), atol=1e-4)
+    assert found.labels.dtype == np.uint16
+    np.testing.assert_array_equal(found.labels, np.array([0, 5, 900])[found.probs.argmax(0)])
+    for first, slab in predictor.stream(image, (spacing,) * 3, axis=1):
+        part = whole.probs[:, :, first : first + slab.shape[2]]
+        torch.testing.assert_close(slab, part, atol=1e-5, rtol=1e-5)
+
+
+def test_the_running_sums_are_a_slab_and_not_the_volume(monkeypatch):
+    made = []
+
+    class Spy(sliding._Sums):
+        def __init__(self, *arguments, **named):
+            super().__init__(*arguments, **named)
+            made.append(self.size)
+
+    monkeypatch.setattr(sliding, "_Sums", Spy)
+    Predictor(soft, patch=(4, 4, 4), batch_size=1).segment(torch.rand(1, 6, 40, 6))
+    assert made == [(6, 4, 6)]
+
+
+@given(affines(), shapes, st.integers(0, 1000))
+@settings(max_examples=15)
+def test_a_label_map_that_is_read_as_an_image_is_written_back_to_the_bit(affine, shape, seed):
+    """Pure reorientation: what the model reads off the intensities must come back voxel by voxel."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        labels = np.random.default_rng(seed).choice([0, 2, 7], shape).astype(np.int16)
+        source = nifti(Path(folder) / "a.nii", labels, affine)
+        spacing = read_scan(source).grid.canonical_spacing_mm
+        plan = small_plan(values=(0, 2, 7), kind="unit")
+        plan = type(plan)(**{**vars(plan), "spacing_mm": spacing})
+        predictor = Predictor(by_threshold([0.0, 2.0, 7.0]), patch=(3, 3, 3), plan=plan)
+        written = predict_case(predictor, Case("a", source, None, ()), Path(folder) / "out")
+        result = nib.load(written.labels)
+        np.testing.assert_array_equal(np.asarray(result.dataobj), labels)
+        np.testing.assert_array_equal(result.affine, nib.load(source).affine)
+        for name in ("qform_code", "sform_code", "quatern_b", "srow_x", "pixdim"):
+            np.testing.assert_array_equal(result.header[name], nib.load(source).header[name])
+
+
+@given(affines(degrees=180, shear=0.1), st.integers(0, 1000))
+@settings(max_examples=15)
+def test_after_resampling_a_structure_stays_within_half_a_voxel(affine, seed):
+    import tempfile
+
+    size = (24, 20, 22)
+    random = np.random.default_rng(seed)
+    place = np.stack(np.meshgrid(*[np.arange(n) for n in size], indexing="ij"), -1) - (
+        np.array(size) / 2 + random.uniform(-2, 2, 3)
+    )
+    labels = ((place**2).sum(-1) < 36).astype(np.int16)
+    with tempfile.TemporaryDirectory() as folder:
+        source = nifti(Path(folder) / "a.nii", labels, affine)
+        spacing = read_scan(source).grid.canonical_spacing_mm
+        plan = small_plan(kind="unit")
+        target = tuple((random.uniform(0.6, 1.8, 3) * spacing).tolist())
+        plan = type(plan)(**{**vars(plan), "spacing_mm": target})
+        predictor = Predictor(by_threshold([0.0, 1.0]), patch=(8, 8, 8), plan=plan)
+        written = predict_case(predictor, Case("a", source, None, ()), Path(folder) / "out")
+        found = np.asarray(nib.load(written.labels).dataobj)
+        away = np.argwhere(found).mean(0) - np.argwhere(labels).mean(0)
+        assert np.abs(away).max() < 0.5
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("run") / "seed_0", small_plan(spacing=1.3, values=(0, 3)))
+
+
+def test_the_path_of_arrays_is_the_path_of_files(run, tmp_path):
+    image, _ = scan(0, (20, 18, 14))
+    source = nifti(tmp_path / "a.nii.gz", image, LPS * [[1, 1, 1, 1], [1, 1, 1, 1], [2, 2, 2, 2], [1, 1, 1, 1]])
+    predictor = Predictor.load(run)
+    canonical = nib.as_closest_canonical(nib.load(source))
+    array = np.asarray(canonical.dataobj)[None]
+    found = predictor.segment(array, canonical.header.get_zooms(), probs=True, uncertainty=True)
+    (written,) = predict_files(run, [source], out=str(tmp_path / "out"), prob=True, uncertainty=True, progress=False)
+    for path, own in ((written.labels, found.labels), (written.uncertainty, found.uncertainty)):
+        theirs = np.asarray(nib.as_closest_canonical(nib.load(path)).dataobj)
+        np.testing.assert_array_equal(theirs, own)
+    probs = np.asarray(nib.as_closest_canonical(nib.load(written.probs[0])).dataobj)
+    np.testing.assert_array_equal(np.moveaxis(probs, -1, 0), found.probs)
+    np.testing.assert_allclose(predictor.predict(array, canonical.header.get_zooms()).probs, found.probs, atol=1e-5)
+    assert set(np.unique(found.labels)) <= {0, 3}
+    with pytest.raises(ValueError, match="spacing_mm is None"):
+        predictor.predict(array)
+
+
+def test_seeds_are_averaged_and_runs_that_differ_are_refused(run, tmp_path):
+    second = write_run(run.parent / "seed_1", small_plan(spacing=1.3, values=(0, 3)), seed=1)
+    image = np.random.default_rng(0).normal(size=(1, 16, 16, 16)).astype(np.float32)
+    parts = [Predictor.load(folder).predict(image, (1.3,) * 3).probs for folder in (run, second)]
+    both = Predictor.load(run.parent).predict(image, (1.3,) * 3).probs
+    torch.testing.assert_close(both, sum(parts) / 2, atol=1e-5, rtol=1e-5)
+    other = write_run(tmp_path / "other", small_plan(spacing=2.0, values=(0, 3)))
+    with pytest.raises(DataError, match="differ in spacing_mm"):
+        Predictor.load([run, other])
+    flipped = Predictor.load(run, flips=True)
+    assert flipped.flips == (0, 1, 2)
+
+
+def test_pictures_in_pictures_out(tmp_path):
+    folder = write_run(tmp_path / "run", small_plan(2, values=(0, 255), kind="unit"))
+    picture(tmp_path / "in" / "a.png", np.random.default_rng(0).integers(0, 255, (20, 24)).astype(np.uint8))
+    (written,) = predict_files(
+        folder, [tmp_path / "in"], out=str(tmp_path / "out"), prob=True, uncertainty=True, largest=True, progress=False
+    )
+    from PIL import Image
+
+    with Image.open(written.labels) as image:
+        labels = np.asarray(image)
+    assert labels.shape == (20, 24)
+    assert set(np.unique(labels)) <= {0, 255}
+    assert [path.name for path in written.probs] == ["a_prob0.png", "a_prob255.png"]
+    assert written.uncertainty is not None
+
+
+def test_train_resume_evaluate_report_export(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = plain(tmp_path / "data", labelled=5, unlabelled=2)
+    options = {
+        "recipe": "supervised", "nets": ["unet"], "width": 2, "progress": False, "device": "cpu", "precision": "fp32",
+        "steps": 3, "patch": [8, 8, 8], "batch": 1,
+    }  # fmt: skip
+    told = []
+    done = train(data, told.append, out="runs/unet_seed0", **options)
+    assert "images/ and labels/" in told[0]
+    assert len(done.split.test) == 1
+    for name in ("options.json", "config.yaml", "plan.json", "split/test.list", "metrics.csv", "protocol.json"):
+        assert (done.folder / name).is_file(), name
+    with pytest.raises(FileExistsError, match="add --resume"):
+        train(data, out="runs/unet_seed0", **options)
+    again = train(data, out="runs/unet_seed0", resume=True, **options)  # nothing left to do
+    for one, other in zip(done.fit.recipe.state_dict().values(), again.fit.recipe.state_dict().values()):
+        assert torch.equal(one, other)
+    read_back = Study.read(done.folder).recipe().state_dict()
+    for name, value in done.fit.recipe.state_dict().items():
+        assert torch.equal(value, read_back[name]), name
+
+    (scores,) = evaluate_run(done.folder, told.append, progress=False)
+    assert [result.case for result in scores.results] == [done.split.test[0].id]
+    stored = read_cases_csv(done.folder / "cases.csv")
+    assert stored[0].dice == pytest.approx(scores.results[0].scores[0].dice)
+    written = nib.load(done.folder / "predictions" / f"{stored[0].case}.nii.gz")
+    source = nib.load(done.split.test[0].image)
+    np.testing.assert_array_equal(written.affine, source.affine)
+    assert json.loads((done.folder / "protocol.json").read_text())["evaluation"]["scored"]["count"] == 1
+
+    train(data, out="runs/unet_seed1", **options | {"seed": 1, "test": str(done.folder / "split/test.list")})
+    evaluate_run("runs/unet_seed1", progress=False)
+    page = report_runs(["runs"], told.append, out="report.html")
+    assert "unet" in page.read_text(encoding="utf-8")
+    rows = seeds_table([ReportRun(p.name, p) for p in sorted(Path("runs").glob("unet_seed*"))])
+    assert rows.splitlines()[-1].split("|")[1:3] == [" unet ", " 2 "] or "unet" in rows
+
+    files = export_run(done.folder, formats=["safetensors"])
+    model, config = load_exported(files["safetensors"].parent)
+    images = torch.rand(1, 1, 8, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), Study.read(done.folder).recipe().predict(images).probs)
+    assert config["plan"]["label_values"] == [0, 1]
+
+
+def test_the_state_of_an_average_is_what_predicts(tmp_path):
+    done = train(
+        plain(tmp_path / "data", labelled=2, unlabelled=0), out=str(tmp_path / "run"), recipe="supervised",
+        nets=["unet"], width=2, progress=False, steps=2, patch=[8, 8, 8], batch=1, test="0", precision="fp32",
+        device="cpu",
+    )  # fmt: skip
+    image = np.random.default_rng(0).normal(size=(1, 8, 8, 8)).astype(np.float32)
+    expected = done.fit.recipe.predict(done.plan.prepare(image, (1, 1, 1))[None]).probs[0]
+    found = Predictor.load(done.folder, device="cpu").predict(image, done.plan.spacing_mm).probs
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_onnx_computes_what_torch_does(run, tmp_path):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason="the extra onnx is not installed")
+    path = export_run(run, out=str(tmp_path), formats=["onnx"])["onnx"]
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    images = torch.rand(1, 1, 16, 32, 16)
+    (found,) = session.run(None, {"images": images.numpy()})
+    torch.testing.assert_close(
+        torch.from_numpy(found), Study.read(run).recipe().predict(images).probs, atol=1e-4, rtol=1e-3
+    )
+
+
+@pytest.mark.slow
+def test_monai_accepts_the_bundle(run, tmp_path):
+    bundle = pytest.importorskip("monai.bundle")
+    folder = export_run(run, out=str(tmp_path), formats=["monai"])["monai"]
+    image, _ = scan(0, (20, 18, 14))
+    nifti(folder / "data" / "a.nii.gz", image, RAS)
+    parser = bundle.ConfigParser()
+    parser.read_config(folder / "configs" / "inference.json")
+    parser.read_meta(folder / "configs" / "metadata.json")
+    parser["bundle_root"] = str(folder)
+    network = parser.get_parsed_content("network")
+    images = torch.rand(1, 1, 16, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            network(images), Study.read(run).recipe().predict(images).probs, atol=1e-5, rtol=1e-5
+        )
+    prepared = parser.get_parsed_content("preprocessing")({"image": str(folder / "data" / "a.nii.gz")})
+    ours = Study.read(run).plan.prepare(image[None], (1, 1, 1))
+    assert abs(float(prepared["image"].mean()) - float(ours.mean())) < 0.2
+
+
+def test_an_unknown_format_is_named(run):
+    with pytest.raises(ValueError, match="formats has 'keras'"):
+        export_run(run, formats=["keras"])
