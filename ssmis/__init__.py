@@ -19,6 +19,12 @@ _LAZY = {
     "FitConfig": "ssmis.engine",
     "fit": "ssmis.engine",
     "Predictor": "ssmis.engine",
+    "inspect_data": "ssmis.data",
+    "train": "ssmis.engine",
+    "evaluate_run": "ssmis.engine",
+    "predict_files": "ssmis.engine",
+    "export_run": "ssmis.engine",
+    "report_runs": "ssmis.report",
     "Recipe": "ssmis.recipes",
     "Terms": "ssmis.recipes",
 }

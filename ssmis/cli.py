@@ -26,7 +26,7 @@ Segment medical images from a few labels and many unlabelled scans.
   ssmis list                         recipes, nets and losses there are
   ssmis doctor                       what this machine has, and lacks
 
-Each command is one Python function with the same options: ssmis.train(DATA, labelled="10%")
+Each command is one Python function with the same options, such as ssmis.train(DATA, labelled="10%").
 """
 
 POSITIONAL = {"data": None, "run": None, "runs": "+", "inputs": "+"}
@@ -79,7 +79,14 @@ def parse(command: str, kind: type[Any], words: Sequence[str]) -> Any:
     import jsonargparse
 
     about = inspect.getdoc(kind) or ""
-    parser = jsonargparse.ArgumentParser(prog=f"ssmis {command}", description=about.split("\n")[0], exit_on_error=True)
+    positional = [field.name for field in fields(kind) if field.name in POSITIONAL]
+    shown = " ".join(f"{name.upper()}..." if POSITIONAL[name] else name.upper() for name in positional)
+    parser = jsonargparse.ArgumentParser(
+        prog=f"ssmis {command}",
+        usage=f"ssmis {command} {shown} [options]",
+        description=about.split("\n")[0],
+        exit_on_error=False,
+    )
     helps = dict(re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", about, flags=re.MULTILINE))
     hints = get_type_hints(kind)
     parser.add_argument("--config", action="config", help="YAML file of options, such as config.yaml of a run")
@@ -88,8 +95,8 @@ def parse(command: str, kind: type[Any], words: Sequence[str]) -> Any:
         flags = [f"--{field.name}"]
         default = None if field.default is MISSING else field.default
         if field.name in POSITIONAL:
-            many = "*" if POSITIONAL[field.name] else "?"  # what is missing is told below, after --config was read
-            parser.add_argument(field.name, nargs=many, type=str, default=default, help=text)
+            extra: dict[str, Any] = {"nargs": "+"} if POSITIONAL[field.name] else {}
+            parser.add_argument(*flags, type=str, default=default, help=text, **extra)
         elif hints[field.name] is bool:
             parser.add_argument(*flags, nargs="?", const=True, type=bool, default=default, help=text)
         elif "list" in str(hints[field.name]):
@@ -98,12 +105,30 @@ def parse(command: str, kind: type[Any], words: Sequence[str]) -> Any:
         else:
             short = [SHORT[field.name]] if field.name in SHORT else []
             parser.add_argument(*short, *flags, type=hints[field.name], default=default, help=text)
-    found = vars(parser.parse_args(list(words)))
+    try:
+        found = vars(parser.parse_args(_named(words, positional)))
+    except jsonargparse.ArgumentError as error:
+        told = " ".join(str(error).split())
+        if wrong := re.search(r'Parser key "(\w+)".* Given value: (.*)$', told):
+            kind_of = str(hints.get(wrong[1], "another type")).replace("<class '", "").replace("'>", "")
+            told = f"{wrong[1]} is {wrong[2]!r}; expected {kind_of}"
+        raise ValueError(f"{command}: {told}") from error
     values = {field.name: found[field.name] for field in fields(kind)}
     for name in POSITIONAL:
         if name in values and not values[name]:
             raise ValueError(f"{command} needs {name.upper()}; see ssmis {command} --help")
     return kind(**values)
+
+
+def _named(words: Sequence[str], positional: Sequence[str]) -> list[str]:
+    """Turn the words before the first option into options, so that a file of options may hold them too."""
+    count = next((index for index, word in enumerate(words) if word.startswith("-")), len(words))
+    first, rest = list(words[:count]), list(words[count:])
+    named: list[str] = []
+    for name in positional:
+        own = [first.pop(0) for _ in range(len(first) if POSITIONAL[name] else min(1, len(first)))]
+        named += [f"--{name}", *own] if own else []
+    return [*first, *rest, *named]
 
 
 def _inspect(words: Sequence[str]) -> int:

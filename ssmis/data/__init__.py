@@ -13,6 +13,7 @@ from ssmis.data.fingerprint import Fingerprint, array_digest
 from ssmis.data.geometry import Geometry, affine, affine_matrices
 from ssmis.data.grid import Grid, closest_axes
 from ssmis.data.held_out import HeldOut, HeldOutError
+from ssmis.data.inspect import Inspection, inspect_data
 from ssmis.data.intensity import (
     add_noise,
     adjust_brightness,
@@ -33,6 +34,7 @@ from ssmis.data.regrid import axis_weights, resample_axis, resample_labels, resa
 from ssmis.data.resample import area_downsample, majority_downsample, scaled_size, upsample_probs
 from ssmis.data.sampling import TwoStreamSampler, batch_key
 from ssmis.data.scans import Scan, case_labels, case_scan, read_grid, read_labels, read_scan, write_map
+from ssmis.data.splits import make_split, read_split, write_split
 from ssmis.data.survey import CaseFacts, Issue, survey
 from ssmis.data.verify import Finding, Report, verify
 
@@ -57,6 +59,7 @@ __all__ = [
     "Grid",
     "HeldOut",
     "HeldOutError",
+    "Inspection",
     "Intensity",
     "Issue",
     "Mixed",
@@ -91,6 +94,7 @@ __all__ = [
     "find_dataset",
     "find_la",
     "gaussian_blur",
+    "inspect_data",
     "la_cases",
     "la_split",
     "largest_component",
@@ -98,11 +102,13 @@ __all__ = [
     "load_la",
     "majority_downsample",
     "make_plan",
+    "make_split",
     "random_boxes",
     "read_grid",
     "read_labels",
     "read_list",
     "read_scan",
+    "read_split",
     "resample_axis",
     "resample_labels",
     "resample_maps",
@@ -115,4 +121,5 @@ __all__ = [
     "write_la",
     "write_map",
     "write_phantoms",
+    "write_split",
 ]

@@ -139,7 +139,10 @@ def _by_case(files: Iterable[Path], name_of: Any = stem_of) -> Mapping[str, list
     numbered = all(_CHANNEL.search(stem_of(path)) for path in files)
     found: dict[str, list[Path]] = {}
     for path in sorted(files):
-        found.setdefault(_CHANNEL.sub("", name_of(path)) if numbered else name_of(path), []).append(path)
+        case = _CHANNEL.sub("", name_of(path)) if numbered else name_of(path)
+        if case in found and not numbered:
+            raise DataError(f"{path}: case {case!r} has the name of {found[case][0]}")
+        found.setdefault(case, []).append(path)
     return found
 
 

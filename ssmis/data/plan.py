@@ -209,7 +209,7 @@ class Plan:
         """
         path = Path(path)
         if not path.is_file():
-            raise DataError(f"{path}: there is no such file; expected a run folder that `ssmis train` wrote")
+            raise DataError(f"{path}: there is no such file; expected a run folder that ssmis train wrote")
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             if values["version"] > VERSION:

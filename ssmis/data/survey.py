@@ -4,6 +4,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,7 +82,7 @@ def survey(
     facts, issues = [], [Issue("left over", str(dataset.root), note, serious=False) for note in dataset.notes]
     for case in cases if progress is None else progress(cases):
         try:
-            own, found = _look(case, declared=dataset.label_names)
+            own, found = _look(case, dataset)
         except DataError as error:
             where, _, told = str(error).partition(": ")
             issues.append(Issue("unreadable", where, told or str(error)))
@@ -94,9 +95,9 @@ def survey(
     return facts, issues
 
 
-def _look(case: Case, *, declared: Mapping[int, str]) -> tuple[CaseFacts, list[Issue]]:
+def _look(case: Case, dataset: Dataset) -> tuple[CaseFacts, list[Issue]]:
     issues = []
-    name = case.image.name
+    name = _within(case.image, dataset)
     scan = case_scan(case)
     image, grid = scan.image, scan.grid
     shape, spacing = grid.canonical_shape, grid.canonical_spacing_mm
@@ -120,13 +121,13 @@ def _look(case: Case, *, declared: Mapping[int, str]) -> tuple[CaseFacts, list[I
         except DataError as error:
             labels = None
             kind = "geometry" if "away from" in str(error) or "shape" in str(error) else "label"
-            issues.append(Issue(kind, case.label.name, str(error).partition(": ")[2]))
+            issues.append(Issue(kind, _within(case.label, dataset), str(error).partition(": ")[2]))
         if labels is not None:
             values, counts = np.unique(labels, return_counts=True)
             volumes = dict(zip(values.tolist(), counts.tolist()))
             inside = np.flatnonzero(labels.ravel() > 0)
             foreground = flat[:, inside[:: max(1, len(inside) // _FOREGROUND)]].astype(np.float32)
-            issues += _label_issues(case.label.name, volumes, declared)
+            issues += _label_issues(_within(case.label, dataset), volumes, dataset.label_names)
     return CaseFacts(
         case, shape, spacing, grid.orientation, len(image), str(image.dtype), tuple(low), tuple(high),
         tuple(sample.mean(1).tolist()), tuple(sample.std(1).tolist()),
@@ -156,7 +157,7 @@ def _across(facts: Sequence[CaseFacts], dataset: Dataset) -> list[Issue]:
         usual = Counter(values).most_common(1)[0][0] if values else 0
         for own, value in zip(facts, values):
             if value != usual:
-                issues.append(Issue(name, own.case.image.name, f"{value} {name}; most cases have {usual}"))
+                issues.append(Issue(name, _within(own.case.image, dataset), f"{value} {name}; most cases have {usual}"))
     for name, counter in (
         ("orientation", Counter(own.orientation for own in facts)),
         ("spacing", Counter("x".join(f"{mm:.3g}" for mm in own.spacing_mm) for own in facts)),
@@ -176,21 +177,27 @@ def _across(facts: Sequence[CaseFacts], dataset: Dataset) -> list[Issue]:
     if any(own.volumes for own in facts) and named - present:
         told = f"the label values {sorted(named - present)} are declared, and no case has them"
         issues.append(Issue("missing class", root, told, serious=False))
-    return issues + _copies(facts)
+    return issues + _copies(facts, dataset)
 
 
-def _copies(facts: Sequence[CaseFacts]) -> list[Issue]:
+def _copies(facts: Sequence[CaseFacts], dataset: Dataset) -> list[Issue]:
     issues: list[Issue] = []
     pictures = np.array([own.picture for own in facts if len(own.shape) == len(facts[0].shape)])
     if len(pictures) != len(facts):
         return issues
     for index, own in enumerate(facts):
         for before in np.flatnonzero(pictures[:index] @ own.picture >= NEAR).tolist():
-            other = facts[before]
+            other, where = facts[before], _within(own.case.image, dataset)
             if own.digest == other.digest:
                 told = f"has the same values as {other.case.image.name}"
-                issues.append(Issue("duplicate", own.case.image.name, told, serious=False))
+                issues.append(Issue("duplicate", where, told, serious=False))
             else:
                 told = f"is nearly {other.case.image.name} (correlation {pictures[before] @ own.picture:.4f})"
-                issues.append(Issue("near duplicate", own.case.image.name, told, serious=False))
+                issues.append(Issue("near duplicate", where, told, serious=False))
     return issues
+
+
+def _within(path: Path, dataset: Dataset) -> str:
+    """The path as a person in the data's folder would write it."""
+    base = dataset.root if dataset.root.is_dir() else dataset.root.parent
+    return path.relative_to(base).as_posix() if path.is_relative_to(base) else str(path)

@@ -6,6 +6,8 @@ from ssmis.engine.checkpoint import CheckpointError, load_checkpoint, save_check
 from ssmis.engine.config import FitConfig
 from ssmis.engine.distributed import PeerError, World, join, parse_shard, shard
 from ssmis.engine.evaluate import CaseResult, evaluate
+from ssmis.engine.export import export_run, load_exported
+from ssmis.engine.files import predict_files
 from ssmis.engine.fit import FitResult, fit
 from ssmis.engine.guard import DeadTermError, TermGuard
 from ssmis.engine.infer import Predictor
@@ -14,7 +16,11 @@ from ssmis.engine.protocol import Protocol
 from ssmis.engine.protocols import PROTOCOLS
 from ssmis.engine.quality import PseudoLabelQuality
 from ssmis.engine.record import write_evaluation
+from ssmis.engine.scoring import evaluate_run
+from ssmis.engine.segmentation import Segmentation
 from ssmis.engine.slices import SlicePredictor
+from ssmis.engine.study import Study
+from ssmis.engine.train import train
 from ssmis.engine.validation import BestOnValidation
 
 __all__ = [
@@ -29,18 +35,25 @@ __all__ = [
     "Predictor",
     "Protocol",
     "PseudoLabelQuality",
+    "Segmentation",
     "SlicePredictor",
+    "Study",
     "TermGuard",
     "World",
     "evaluate",
+    "evaluate_run",
+    "export_run",
     "fit",
     "join",
     "largest_component",
     "load_checkpoint",
+    "load_exported",
     "parse_shard",
+    "predict_files",
     "save_checkpoint",
     "seconds_per_step",
     "shard",
     "steps_for",
+    "train",
     "write_evaluation",
 ]

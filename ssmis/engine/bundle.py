@@ -24,9 +24,7 @@ def write_bundle(folder: Path, model: Any, plan: Plan) -> None:
     for name in ("configs", "models", "docs"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", FutureWarning
-        )  # bundles have TorchScript; torch would rather have its successor
+        warnings.simplefilter("ignore", FutureWarning)  # a bundle wants TorchScript
         torch.jit.save(model, str(folder / "models" / "model.ts"))
     (folder / "configs" / "metadata.json").write_text(json.dumps(_metadata(plan), indent=1) + "\n", encoding="utf-8")
     (folder / "configs" / "inference.json").write_text(json.dumps(_inference(plan), indent=1) + "\n", encoding="utf-8")

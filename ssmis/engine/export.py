@@ -86,7 +86,7 @@ def load_exported(folder: Path | str) -> tuple[Deployed, dict[str, Any]]:
 
     folder = Path(folder)
     if not (folder / "config.json").is_file():
-        raise DataError(f"{folder}: there is no config.json; expected what `ssmis export` wrote")
+        raise DataError(f"{folder}: there is no config.json; expected what ssmis export wrote")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     recipe = build_recipe(TrainOptions(**config["options"]), Plan.from_dict(config["plan"]))
     model = Deployed(list(recipe.deployed().values()))

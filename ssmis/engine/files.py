@@ -68,7 +68,7 @@ def predict_files(
     if not chosen.overwrite:
         names = [out / (case.id + suffix) for case in cases for suffix in (".nii.gz", ".png")]
         if there := [path for path in names if path.exists()]:
-            raise DataError(f"{there[0]} is there already, and {len(there) - 1} more; add --overwrite or another --out")
+            raise DataError(f"{there[0]} is there already; add --overwrite, or choose another folder with --out")
     bar = progress_of(chosen.progress and len(cases) > 1, "predict")
     written = []
     for case in cases if bar is None else bar(cases):
@@ -96,7 +96,7 @@ def predict_case(
             store = np.memmap(temporary, np.float32, "w+", shape=(plan.classes, *image.shape[1:]))
         found = predictor.segment(image, spacing[: plan.dims], uncertainty=uncertainty, probs=store, largest=largest)
         return _write(found, case.id, out, scan, plan, flat=flat)
-    except DataError as error:
+    except ValueError as error:
         raise DataError(f"{case.image}: {error}") from error
     finally:
         del store

@@ -42,7 +42,7 @@ class Study:
         """
         folder = Path(folder)
         if not (folder / "options.json").is_file():
-            raise DataError(f"{folder}: this is no run of `ssmis train`; expected options.json and plan.json in it")
+            raise DataError(f"{folder}: this is no run of ssmis train; expected options.json and plan.json in it")
         try:
             options = TrainOptions(**json.loads((folder / "options.json").read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:
@@ -147,7 +147,7 @@ def run_folders(run: Path | str | Sequence[Path | str]) -> list[Path]:
         return [run]
     found = sorted(path.parent for path in run.glob("*/options.json"))
     if not found:
-        raise DataError(f"{run}: this is no run of `ssmis train`, and it holds none")
+        raise DataError(f"{run}: this is no run of ssmis train, and it holds none")
     return found
 
 

@@ -110,7 +110,8 @@ def _planned(dataset: Dataset, options: TrainOptions, folder: Path) -> tuple[Pla
     if serious:
         more = f"\n  and {len(serious) - 5} more" if len(serious) > 5 else ""
         told = "".join(f"\n  {issue}" for issue in serious[:5])
-        raise DataError(f"{dataset.root}: {len(serious)} problems, see `ssmis inspect {options.data}`:{told}{more}")
+        count = f"{len(serious)} problem{'s' if len(serious) > 1 else ''}"
+        raise DataError(f"{dataset.root}: {count}, see ssmis inspect {options.data}{told}{more}")
     plan = make_plan(
         facts,
         label_names=dataset.label_names,

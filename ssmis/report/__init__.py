@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reports: one HTML file about runs, tables as text, and pictures of cases."""
 
+from ssmis.report.folders import report_runs, seeds_table
 from ssmis.report.html import write_report
 from ssmis.report.pictures import case_picture
 from ssmis.report.runs import CaseView, ReportRun, pick_cases
@@ -15,5 +16,7 @@ __all__ = [
     "format_table",
     "pick_cases",
     "read_study",
+    "report_runs",
+    "seeds_table",
     "write_report",
 ]

@@ -85,7 +85,7 @@ def _folders(runs: Sequence[str]) -> list[Path]:
         folders += inside
     for folder in folders:
         if not (folder / "cases.csv").is_file():
-            raise DataError(f"{folder}: there are no scores; run `ssmis evaluate {folder}` first")
+            raise DataError(f"{folder}: there are no scores; run ssmis evaluate {folder} first")
     if not folders:
         raise DataError("there is no run to report on")
     return folders

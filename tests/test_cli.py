@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: quick help, options as of the functions, exit status, the next command."""
+
+import inspect
+import os
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+from data.folders import nifti, plain, scan
+from engine.own_runs import small_plan, write_run
+
+from ssmis import cli, options
+from ssmis.engine.demo import write_demo
+
+nib = pytest.importorskip("nibabel")
+pytest.importorskip("jsonargparse")
+ROOT = Path(__file__).parents[1]
+KINDS = {
+    "inspect": options.InspectOptions, "train": options.TrainOptions, "evaluate": options.EvaluateOptions,
+    "predict": options.PredictOptions, "report": options.ReportOptions, "export": options.ExportOptions,
+    "demo": options.DemoOptions,
+}  # fmt: skip
+
+
+def test_help_imports_nothing_that_takes_time():
+    code = "from ssmis.cli import main; import sys; main(['--help']); print(*sys.modules)"
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    told = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout
+    assert not {"torch", "numpy", "jsonargparse", "yaml", "nibabel"} & set(told.splitlines()[-1].split())
+    for command in cli.COMMANDS:
+        assert f"ssmis {command}" in told
+
+
+def test_the_module_is_the_command():
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-m", "ssmis", "nope"], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("ssmis: there is no command 'nope'; expected one of demo, inspect")
+
+
+@pytest.mark.parametrize("command", KINDS)
+def test_every_option_has_help(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main([command, "--help"])
+    assert end.value.code == 0
+    told = capsys.readouterr().out
+    for field in fields(KINDS[command]):
+        assert field.name in told
+        assert re.search(rf"^    {field.name}: \S", inspect.getdoc(KINDS[command]), flags=re.MULTILINE), field.name
+
+
+def test_options_come_from_file_and_command_line(tmp_path, capsys):
+    (tmp_path / "c.yaml").write_text("data: here\nsteps: 7\nspacing_mm: [1, 2.5, 3]\nmirror: true\n")
+    found = cli.parse("train", options.TrainOptions, ["--config", str(tmp_path / "c.yaml"), "--steps", "9"])
+    assert (found.data, found.steps, found.spacing_mm, found.mirror) == ("here", 9, [1.0, 2.5, 3.0], True)
+    found = cli.parse("predict", options.PredictOptions, ["run", "a.nii", "b.nii", "-o", "out", "--prob"])
+    assert (found.run, found.inputs, found.out, found.prob) == ("run", ["a.nii", "b.nii"], "out", True)
+    with pytest.raises(SystemExit):
+        cli.main(["train", "here", "--print_config"])
+    assert "recipe: dual_uncertainty" in capsys.readouterr().out
+
+
+def test_inspect_ends_with_one_where_training_would_break(tmp_path, capsys):
+    assert cli.main(["inspect", str(plain(tmp_path / "good")), "--progress", "false"]) == 0
+    told = capsys.readouterr().out
+    assert "3 labelled, 3 unlabelled" in told
+    assert f"next: ssmis train {tmp_path / 'good'}" in told
+    bad = plain(tmp_path / "bad")
+    nifti(bad / "labels" / "case0.nii.gz", scan(0)[1][:-1])
+    assert cli.main(["inspect", str(bad), "--progress", "false"]) == 1
+    assert "geometry: labels/case0.nii.gz: the label has shape (11, 12, 8)" in capsys.readouterr().out
+
+
+def test_ctrl_c_ends_with_130_and_the_command_that_continues(tmp_path, capsys, monkeypatch):
+    from ssmis.engine import train as module
+
+    def interrupted(*arguments, **named):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["ssmis.engine.train"], "fit", interrupted)
+    assert module is not None
+    words = ["train", str(plain(tmp_path / "data")), "--out", str(tmp_path / "run"), "--progress", "false"]
+    small = ["--recipe", "supervised", "--nets", "unet", "--width", "2", "--patch", "8", "8", "8", "--steps", "2"]
+    assert cli.main([*words, *small]) == 130
+    told = capsys.readouterr().err
+    again = shlex.split(told.split("continue with: ")[1])
+    monkeypatch.undo()
+    assert again[:2] == ["ssmis", "train"]
+    assert cli.main([*again[1:], "--progress", "false"]) == 0
+    assert (tmp_path / "run" / "checkpoints" / "last.pt").is_file()
+
+
+def test_the_walkthrough_of_the_page(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_demo("scans", size=(16, 16, 16))
+    page = (ROOT / "docs" / "own_data.md").read_text(encoding="utf-8")
+    commands = re.search(r"^```bash\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)[1].strip().splitlines()
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(commands) == 4
+    small = ["--steps", "2", "--width", "2", "--recipe", "supervised", "--nets", "unet"]
+    for command in commands:
+        assert " ".join(command.split()[:3]) in readme
+        words = shlex.split(command)[1:]
+        assert cli.main([*words, *(small if words[0] == "train" else []), "--progress", "false"]) == 0, command
+        assert "next: ssmis " in capsys.readouterr().out
+    source, result = nib.load("scans/images/scan_025.nii.gz"), nib.load("predictions/scan_025.nii.gz")
+    assert result.shape == source.shape
+    np.testing.assert_array_equal(result.affine, source.affine)
+
+
+def test_export_list_and_doctor(tmp_path, capsys):
+    run = write_run(tmp_path / "run", small_plan())
+    assert cli.main(["export", str(run)]) == 0
+    assert (run / "export" / "model.safetensors").is_file()
+    assert cli.main(["list", "recipes"]) == 0
+    assert "dual_uncertainty" in capsys.readouterr().out
+    assert cli.main(["doctor"]) in (0, 1)
+    assert "extra medical" in capsys.readouterr().out
+    assert cli.main(["list", "nothing"]) == 1
+    assert cli.main(["report", str(run)]) == 1
