@@ -4,6 +4,7 @@
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -77,6 +78,9 @@ def resample_maps(maps: Tensor, size: Sequence[int]) -> Tensor:
     """
     if len(size) != maps.ndim - 1:
         raise ValueError(f"size is {tuple(size)}; expected {maps.ndim - 1} lengths")
+    if tuple(size) != tuple(maps.shape[1:]) and all(new >= old for new, old in zip(size, maps.shape[1:])):
+        mode = {2: "linear", 3: "bilinear", 4: "trilinear"}[maps.ndim]
+        return F.interpolate(maps[None], size=list(size), mode=mode, align_corners=False)[0]  # the same, in one pass
     for axis in sorted(range(1, maps.ndim), key=lambda axis: size[axis - 1] / maps.shape[axis]):
         maps = resample_axis(maps, axis, size[axis - 1])
     return maps

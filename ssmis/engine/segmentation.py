@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ssmis.data.plan import Plan
 from ssmis.engine.postprocess import largest_component
@@ -49,7 +50,7 @@ def collect(
         classes, count = len(slab), slab.shape[axis + 1]
         if classes > 256:
             raise ValueError(f"the model has {classes} classes; expected at most 256")
-        labels.narrow(axis, first, count).copy_(slab.argmax(0))
+        _argmax(slab, labels.narrow(axis, first, count))
         if unsure is not None:
             unsure.narrow(axis, first, count).copy_(entropy_of_probs(slab[None])[0])
         if out is None and probs is True:
@@ -62,3 +63,12 @@ def collect(
         labels = largest_component(labels, classes=range(1, classes))
     values = labels.numpy() if plan is None else plan.values_of(labels.numpy())
     return Segmentation(values, None if unsure is None else unsure.numpy(), out)
+
+
+def _argmax(probs: Tensor, out: Tensor) -> None:
+    """Class of the greatest of `(K, *S)`, the first of equals; classes one by one read memory in order."""
+    best, labels = probs[0], torch.zeros(out.shape, dtype=torch.uint8, device=probs.device)
+    for index in range(1, len(probs)):
+        labels.masked_fill_(probs[index] > best, index)
+        best = torch.maximum(best, probs[index]) if index + 1 < len(probs) else best
+    out.copy_(labels)

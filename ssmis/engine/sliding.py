@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The sliding windows of a predictor: rows leave the running sums as soon as no window can add to them."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
 
@@ -8,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssmis.data.regrid import apply_axis, axis_weights, resample_axis
+from ssmis.data.regrid import apply_axis, axis_weights, resample_axis, resample_maps
 from ssmis.engine.runtime import Precision
 from ssmis.engine.windows import Blending, blend_weight, window_starts
 from ssmis.recipes.base import Prediction
@@ -145,6 +146,9 @@ def brought_back(slabs: Slabs, axis: int, size: tuple[int, ...], target: tuple[i
     held: Tensor | None = None
     begin, done = 0, 0  # first source row that is held; target rows that are out
     for first, slab in slabs:
+        if slab.shape[axis + 1] == size[axis] and 4 * len(slab) * math.prod(target) <= _CHUNK_BYTES:
+            yield 0, resample_maps(slab, target)
+            return
         for other in (a for a in range(len(size)) if a != axis):
             slab = resample_axis(slab, other + 1, target[other])
         rows = slab if held is None else torch.cat([held, slab], dim=axis + 1)
