@@ -25,7 +25,6 @@ import torch
 from ssmis.data import Case, CropPicker, la_split, load_la, write_phantoms
 from ssmis.engine import PROTOCOLS, fit
 from ssmis.recipes import DualUncertainty
-from ssmis.study import nets_of
 
 PATCH = (112, 112, 80)
 
@@ -99,7 +98,7 @@ def batch_share(data: Path, folder: Path, steps: int) -> tuple[float, float]:
     torch.set_num_threads(threads)
     ready = {step: batches(step) for step in range(steps + 3)}
     torch.manual_seed(0)
-    recipe = DualUncertainty(nets_of(protocol), preset=protocol.preset)
+    recipe = DualUncertainty(protocol.nets(), preset=protocol.preset)
     config = replace(protocol.fit, steps=steps + 3)
     with tempfile.TemporaryDirectory() as out:
         fit(recipe, ready.__getitem__, config, out=out, progress=False)

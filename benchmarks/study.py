@@ -18,7 +18,7 @@ from ssmis.data import la_split, write_phantoms
 from ssmis.engine import PROTOCOLS
 from ssmis.recipes import DualUncertainty, Supervised
 from ssmis.report import read_study
-from ssmis.study import Build, nets_of, run
+from ssmis.study import Build, run
 
 # Arguments of DualUncertainty; the pair of nets and everything else is the same in all rows.
 ROWS = {
@@ -58,7 +58,7 @@ def main() -> None:
     rows = {name: builder(**ROWS[name]) for name in args.rows}
     study = run(
         protocol,
-        {"supervised": lambda protocol: Supervised(nets_of(protocol)), **rows},
+        {"supervised": lambda protocol: Supervised(protocol.nets()), **rows},
         split=la_split(args.data, labelled=count, val=args.val, test=args.test),
         out=args.out,
         seeds=args.seeds,
@@ -71,7 +71,7 @@ def main() -> None:
 
 def builder(**arguments: object) -> Build:
     """Return protocol -> the recipe of a row."""
-    return lambda protocol: DualUncertainty(nets_of(protocol), **arguments)
+    return lambda protocol: DualUncertainty(protocol.nets(), **arguments)
 
 
 if __name__ == "__main__":

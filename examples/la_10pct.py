@@ -16,7 +16,7 @@ import torch
 from ssmis.data import la_split, load_la, write_phantoms
 from ssmis.engine import PROTOCOLS, CheckpointError, fit
 from ssmis.metrics import summarise
-from ssmis.recipes import DualUncertainty, Supervised, dual_nets
+from ssmis.recipes import DualUncertainty, Supervised
 from ssmis.recipes.dual_uncertainty import PRESETS
 from ssmis.report import case_picture, format_table
 
@@ -62,7 +62,7 @@ def main() -> None:
     table, outlines, order = [], {}, []
     for row in args.rows:
         torch.manual_seed(args.seed)  # the same initial weights in every row
-        nets = dual_nets(widths=protocol.widths, dropout=protocol.dropout)
+        nets = protocol.nets()
         preset = (args.preset or protocol.preset) if row == "dual_uncertainty" else None
         recipe = DualUncertainty(nets, preset=preset) if preset else Supervised(nets)
         labelled = everything if row == "all_labels" else split.labelled

@@ -4,7 +4,7 @@
 from torch import Tensor
 
 
-def hard_labels(class_maps: Tensor) -> Tensor:
+def top_class(class_maps: Tensor) -> Tensor:
     """Arg max over the classes of `(B, K, *S)`, the lowest class of a tie: int64 `(B, *S)`, detached.
 
     `Tensor.argmax` gives the same and takes up to 20 times as long on contiguous maps on a CPU (torch 2.14).

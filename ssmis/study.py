@@ -16,11 +16,11 @@ from ssmis.engine import PROTOCOLS, BestOnValidation, FitResult, Protocol, fit
 from ssmis.engine.budget import seconds_per_step, steps_for
 from ssmis.engine.lock import locked
 from ssmis.engine.record import changed_settings, list_facts
-from ssmis.recipes import Recipe, Supervised, dual_nets
+from ssmis.recipes import Recipe, Supervised
 from ssmis.registry import RECIPES
 from ssmis.report.study import Cell, Study, read_study
 
-__all__ = ["nets_of", "run"]
+__all__ = ["run"]
 
 Build = Callable[[Protocol], Recipe]
 SUPERVISED = "supervised"
@@ -107,7 +107,7 @@ def _rows(recipe: str | Build | Mapping[str, Build]) -> dict[str, Build]:
 
         def by_name(protocol: Protocol, name: str = entry.name) -> Recipe:
             extra = {"preset": protocol.preset} if name == "dual_uncertainty" else {}
-            made: Recipe = RECIPES.create(name, nets_of(protocol), **extra)
+            made: Recipe = RECIPES.create(name, protocol.nets(), **extra)
             return made
 
         recipe = {recipe: by_name}
@@ -125,13 +125,6 @@ def _rows(recipe: str | Build | Mapping[str, Build]) -> dict[str, Build]:
         return Supervised(dict(method.students))
 
     return {SUPERVISED: recipe.get(SUPERVISED, baseline), **recipe}
-
-
-def nets_of(protocol: Protocol) -> dict[str, torch.nn.Module]:
-    """Return the dual-network pair, new, with the widths, dropout, classes and axes of a protocol."""
-    return dual_nets(
-        classes=max(protocol.classes) + 1, dims=len(protocol.patch), widths=protocol.widths, dropout=protocol.dropout
-    )
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from ssmis._classes import top_class
 from ssmis.data.batch import Batch
 from ssmis.engine.runtime import seed_everything
 from ssmis.recipes.base import Recipe
@@ -84,7 +85,7 @@ class ForegroundWatch:
         own = logits.detach()
         if len(own) > self._labelled:
             own = own[self._labelled :]
-        self._shares[name] = (own.argmax(1) > 0).float().mean()
+        self._shares[name] = (top_class(own) > 0).float().mean()
 
 
 def all_finite(tensors: Iterable[Tensor]) -> Tensor:

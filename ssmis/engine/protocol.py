@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from ssmis.data import FAMILIES, Augment, BatchMaker, Cache, Case, Intensity, TwoStreamSampler, Volume, load_la
 from ssmis.engine.config import FitConfig
 from ssmis.engine.evaluate import CaseResult, evaluate
@@ -15,7 +17,7 @@ from ssmis.engine.runtime import pick_precision
 from ssmis.engine.slices import SlicePredictor, resize_slice
 from ssmis.engine.windows import Blending
 from ssmis.metrics import Convention
-from ssmis.recipes import Recipe
+from ssmis.recipes import Recipe, dual_nets
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Protocol:
     Attributes:
         patch: training patch and inference window, in voxels of the training grid.
         widths: channels of the nets from full resolution to the bottleneck.
+        blocks: residual blocks a stage of the ResNet.
         dropout: of the nets.
         preset: of the semi-supervised row.
         scale: training grid in relation to the original one, per axis; images are area-averaged, probabilities
@@ -50,6 +53,7 @@ class Protocol:
 
     patch: tuple[int, ...]
     widths: tuple[int, ...] = (16, 32, 64, 128, 256)
+    blocks: tuple[int, ...] = (3, 4, 6, 3)
     dropout: float = 0.5
     preset: str = "paper"
     scale: float = 1.0
@@ -68,6 +72,16 @@ class Protocol:
     classes: tuple[int, ...] = (1,)
     convention: Convention = "default"
     foreground_margin: int | None = 8
+
+    def nets(self) -> dict[str, nn.Module]:
+        """Return the dual-network pair, new, with the classes, axes, widths, blocks and dropout of this protocol."""
+        return dual_nets(
+            classes=max(self.classes) + 1,
+            dims=len(self.patch),
+            widths=self.widths,
+            blocks=self.blocks,
+            dropout=self.dropout,
+        )
 
     def load(self, case: Case, *, with_label: bool = True) -> Volume:
         """Read a case on its original grid, as it is scored."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ssmis._classes import hard_labels
+from ssmis._classes import top_class
 from ssmis.recipes.base import Recipe
 from ssmis.uncertainty import kl_divergence, lowest_entropy
 
@@ -40,7 +40,7 @@ class PseudoLabelQuality:
         }
         numbers: dict[str, float] = {}
         for name, own in logits.items():
-            guess = hard_labels(own)
+            guess = top_class(own)
             right = guess == self.labels
             keep = lowest_entropy(own, self.keep_fraction)
             both = ((guess > 0) & (self.labels > 0) & right).sum()

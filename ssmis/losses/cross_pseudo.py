@@ -7,7 +7,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from ssmis._checks import check_choice, check_class_maps, check_mask, check_range, check_same_shape
-from ssmis._classes import hard_labels
+from ssmis._classes import top_class
 from ssmis.losses._reduce import Reduction, reduce_volumes
 from ssmis.losses._voxels import upcast
 from ssmis.losses.cross_entropy import cross_entropy
@@ -60,7 +60,7 @@ def pseudo_ce(
     if targets == "hard":
         if sharpen_temperature is not None:
             raise ValueError(f"sharpen_temperature is {sharpen_temperature}; expected None with hard targets")
-        return cross_entropy(student_logits, hard_labels(teacher_logits), mask=mask, reduction=reduction)
+        return cross_entropy(student_logits, top_class(teacher_logits), mask=mask, reduction=reduction)
     temperature = 0.5 if sharpen_temperature is None else sharpen_temperature
     check_range(temperature, 0, inf, name="sharpen_temperature", open_low=True)
     soft = (upcast(teacher_logits) / temperature).softmax(1)

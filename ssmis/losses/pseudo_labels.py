@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from ssmis._checks import check_class_maps, check_range
+from ssmis._classes import top_class
 
 
 @torch.no_grad()
@@ -30,7 +31,7 @@ def hard_labels(logits: Tensor, *, threshold: float | None = None) -> Tensor:
     """
     check_class_maps(logits=logits)
     if threshold is None:
-        return logits.argmax(1)
+        return top_class(logits)
     check_range(threshold, 0, 1, name="threshold")
     top, foreground = logits[:, 1:].max(1)
     return torch.where(top.float().sigmoid() >= threshold, foreground + 1, 0)

@@ -15,11 +15,14 @@ def dual_nets(
     classes: int = 2,
     dims: int = 3,
     widths: Sequence[int] = (16, 32, 64, 128, 256),
+    blocks: Sequence[int] = (3, 4, 6, 3),
     dropout: float = 0.5,
     pooling: Sequence[Sequence[int]] | None = None,
     kernels: Sequence[Sequence[int]] | None = None,
 ) -> dict[str, nn.Module]:
     """Return the dual-network paper's pair: a ResNet-34 encoder-decoder named "resnet" and a V-Net named "vnet".
+
+    `blocks` are those of the ResNet's stages, other arguments are of both nets.
 
     Raises:
         ValueError: `widths` has not five numbers, one for each level of the ResNet.
@@ -28,7 +31,7 @@ def dual_nets(
         raise ValueError(f"widths has {len(widths)} numbers; expected 5, one a level")
     shape: dict[str, Any] = {"dims": dims, "widths": widths, "dropout": dropout, "pooling": pooling, "kernels": kernels}
     return {
-        "resnet": ResNetUNet(in_channels, classes, **shape),
+        "resnet": ResNetUNet(in_channels, classes, blocks=blocks, **shape),
         "vnet": VNet(in_channels, classes, **shape),
     }
 
@@ -72,7 +75,8 @@ def uc_seg_nets(
     timm_unet = TimmUNet(
         encoder, in_channels, classes, pretrained=pretrained, widths=widths, norm=norm, dropout=dropout
     )
-    maps = dict(zip(timm_unet.strides, timm_unet.pyramid_channels))
+    strides = [stride for stride in timm_unet.strides if isinstance(stride, int)]  # timm has no others
+    maps = dict(zip(strides, timm_unet.pyramid_channels))
     depth = max(maps).bit_length()
     if not set(maps) <= {2**i for i in range(depth)}:
         raise ValueError(f"encoder {encoder!r} has maps of strides {list(maps)}; expected powers of two")

@@ -1,21 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two different nets, uncertainty-guided pseudo-labels, contrast of uncertain voxels with reliable prototypes."""
 
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from ssmis._checks import check_choice, check_range
-from ssmis._classes import hard_labels
+from ssmis._checks import check_choice
+from ssmis._classes import top_class
 from ssmis.data.batch import Batch
 from ssmis.kernels import VoxelContrastStats, voxel_contrast
 from ssmis.losses import (
-    Reduction,
     confidence_disagreement,
     cosine_consistency,
     dice_ce,
@@ -23,118 +21,17 @@ from ssmis.losses import (
     pseudo_ce,
     soft_dice,
 )
-from ssmis.losses.cross_pseudo import Targets
 from ssmis.memory import Bank, gather_candidates, sample_per_class, sample_voxels, volume_weight
 from ssmis.nets import EMA
 from ssmis.nets.output import NetOutput
+from ssmis.recipes._dual_settings import PRESETS, DualUncertaintyConfig
 from ssmis.recipes._nets import two_nets
 from ssmis.recipes.base import Recipe, Terms
 from ssmis.registry import BANKS, RECIPES
 from ssmis.schedules import gaussian_ramp
 from ssmis.uncertainty import lowest_entropy
-from ssmis.uncertainty.masks import Scope
 
-
-@dataclass(frozen=True)
-class DualUncertaintyConfig:
-    """Coefficients of `DualUncertainty`; A is the first net, B the second.
-
-    Attributes:
-        ce_weight: of the cross-entropy, labelled volumes.
-        dice_weight: of the soft Dice loss, labelled volumes.
-        disagreement_weight: of the confidence disagreement, labelled volumes.
-        disagreement_into: nets it trains: "both", "first" or "second".
-        disagreement_threshold: probability from which a net counts as confident.
-        rectified_weight: of the cross pseudo supervision with KL weight.
-        rectified_into: "both" nets learn from each other, or only the "first" or "second" from the other.
-        rectified_on: "unlabelled" volumes, or "all".
-        kl_rectified: weight the cross pseudo supervision by KL; False is plain cross-entropy, to see what it is worth.
-        teacher: what makes the pseudo-labels of a net, and their entropy: its "peer" on the same view, or "average":
-            the mean of the moving averages of both nets, on the weak view.
-        teacher_decay: of the moving averages.
-        detach_weight: treat the KL weight as a constant; None: only for more than 4 classes.
-        targets: "hard" pseudo-labels, or "soft" ones, in the rectified and filtered terms.
-        sharpen_temperature: of soft targets; None: their default.
-        filtered_weight: of the entropy-filtered supervision.
-        keep_fraction: share of the voxels with the lowest entropy that are kept (q).
-        filter_scope: how voxels are ranked: "volume", "class" (volume and class) or "batch".
-        pseudo_dice_weight: of the soft Dice loss on the peer's pseudo-labels, unlabelled volumes; it does not shrink
-            small structures, as cross-entropy on pseudo-labels does.
-        cosine_weight: of the cosine consistency, unlabelled volumes.
-        contrast_weight: of the contrast, mean of both nets, at the end of its ramp.
-        contrast_ramp_end: progress at which the ramp exp(-5 (1 - t)^2) of the contrast reaches 1.
-        temperature: of the contrast.
-        bank: "fifo", "ema" or "batch".
-        slots: prototypes a class, for "fifo".
-        bank_decay: of the moving prototypes, for "ema".
-        candidates: random reliable voxels a class and volume that enter a bank each step.
-        anchors: random uncertain voxels a volume that are contrasted; None: all of them.
-        ramp_end: progress at which the ramp exp(-5 (1 - t)^2) of the unlabelled terms reaches 1; 0: no ramp.
-        reduction: "mean" (a volume, then volumes) or "pooled" over the batch (rank-local under DDP).
-    """
-
-    ce_weight: float = 1.0
-    dice_weight: float = 1.0
-    disagreement_weight: float = 0.5
-    disagreement_into: str = "both"
-    disagreement_threshold: float = 0.6
-    rectified_weight: float = 1.0
-    rectified_into: str = "both"
-    rectified_on: str = "unlabelled"
-    kl_rectified: bool = True
-    teacher: str = "peer"
-    teacher_decay: float = 0.99
-    detach_weight: bool | None = None
-    targets: Targets = "hard"
-    sharpen_temperature: float | None = None
-    filtered_weight: float = 1.0
-    keep_fraction: float = 0.5
-    filter_scope: Scope = "volume"
-    pseudo_dice_weight: float = 0.0
-    cosine_weight: float = 0.0
-    contrast_weight: float = 0.1
-    contrast_ramp_end: float = 1.0
-    temperature: float = 0.1
-    bank: str = "fifo"
-    slots: int = 256
-    bank_decay: float = 0.9
-    candidates: int = 32
-    anchors: int | None = 4096
-    ramp_end: float = 0.4
-    reduction: Reduction = "mean"
-
-    def __post_init__(self) -> None:
-        """Refuse negative weights and unknown directions."""
-        for name, value in vars(self).items():
-            if name.endswith(("_weight", "ramp_end")) and name != "detach_weight":
-                check_range(value, 0.0, 1.0 if name.endswith("ramp_end") else sys.float_info.max, name=name)
-        check_choice(self.disagreement_into, ("both", "first", "second"), name="disagreement_into")
-        check_choice(self.rectified_into, ("both", "first", "second"), name="rectified_into")
-        check_choice(self.rectified_on, ("unlabelled", "all"), name="rectified_on")
-        check_choice(self.teacher, ("peer", "average"), name="teacher")
-        if self.teacher == "average" and self.rectified_on == "all":
-            raise ValueError(
-                "rectified_on is 'all' with teacher 'average', which sees unlabelled volumes; expected 'peer'"
-            )
-
-
-PRESETS = {
-    "paper": DualUncertaintyConfig(),
-    "balanced": DualUncertaintyConfig(filter_scope="class", pseudo_dice_weight=1.0),
-    "averaged": DualUncertaintyConfig(
-        filter_scope="class", pseudo_dice_weight=1.0, teacher="average", targets="soft", disagreement_weight=1.0
-    ),
-    "public_code": DualUncertaintyConfig(
-        disagreement_into="second",
-        rectified_into="first",
-        rectified_on="all",
-        filtered_weight=0.0,
-        cosine_weight=1.0,
-        contrast_weight=0.0,
-        ramp_end=0.0,
-        reduction="pooled",
-    ),
-}
+__all__ = ["PRESETS", "DualUncertainty", "DualUncertaintyConfig"]
 
 
 @RECIPES.register("dual_uncertainty")
@@ -230,7 +127,7 @@ class DualUncertainty(Recipe):
                 filtered = pseudo_ce(own_u, peer_u, mask=keep[peer], **targets)
                 add("filtered", filtered, c.filtered_weight * ramp)
             if c.pseudo_dice_weight > 0:
-                dice = soft_dice(own_u, hard_labels(peer_u), mask=batch.valid, reduction=c.reduction)
+                dice = soft_dice(own_u, top_class(peer_u), mask=batch.valid, reduction=c.reduction)
                 add("pseudo_dice", dice, c.pseudo_dice_weight * ramp)
             if c.cosine_weight > 0:
                 cosine = cosine_consistency(own_u, unlabelled[peer].logits, mask=batch.valid, reduction=c.reduction)
@@ -270,10 +167,10 @@ class DualUncertainty(Recipe):
         """Contrast of the voxels that the peer is unsure of with the bank of reliable ones; collects candidates."""
         if output.features is None:
             raise ValueError(f"net {name!r} returns no features; the contrast needs them (or contrast_weight=0)")
-        guess = hard_labels(output.logits)
+        guess = top_class(output.logits)
         guess_l, guess_u = batch.split(guess)
         right = batch.labels.where(guess_l == batch.labels, -1)
-        agreed = hard_labels(peer_logits).where(kept_by_peer, -1)
+        agreed = top_class(peer_logits).where(kept_by_peer, -1)
         vectors, labels = sample_per_class(
             output.features,
             torch.cat([right, agreed]),

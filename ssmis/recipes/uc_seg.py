@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ssmis._checks import check_choice, check_range
+from ssmis._classes import top_class
 from ssmis.data.batch import Batch
 from ssmis.data.components import largest_components
 from ssmis.data.mixing import box_mix
@@ -228,7 +229,7 @@ class UCSeg(Recipe):
             if c.consistency_weight > 0:
                 gap = bce_consistency(logits[name], logits[peer], mask=targets >= 0)
                 terms.add(f"consistency/{name}", gap, c.consistency_weight / 2, reaches=[name])
-            guess = taught[name][0].argmax(1)
+            guess = top_class(taught[name][0])
             quality = c.quality_start + (c.quality_end - c.quality_start) * progress
             good[name] = reliable_volumes(guess, labels, classes=self.classes, threshold=quality)
             terms.notes[f"remembered/{name}"] = good[name].sum()
@@ -301,7 +302,7 @@ class UCSeg(Recipe):
         """Prototypes against the banks, mean over levels, and whether these are ready; collects the good ones."""
         c, losses, ready = self.config, [], True
         if c.prototype_masks == "guess":
-            targets = output.logits.argmax(1).where(targets >= 0, -1)
+            targets = top_class(output.logits).where(targets >= 0, -1)
         for level, features in enumerate(output.pyramid[-c.levels :]):
             vectors, labels = class_prototypes(
                 features, targets, classes=self.classes, normalize=c.normalize, over=c.prototype_over

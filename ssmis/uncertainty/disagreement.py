@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ssmis._checks import check_class_maps, check_same_shape
-from ssmis._classes import hard_labels
+from ssmis._classes import top_class
 from ssmis.registry import UNCERTAINTY, Example
 
 
@@ -35,7 +35,7 @@ def disagreement(*logits: Tensor) -> Tensor:
     named = {f"logits[{index}]": one for index, one in enumerate(logits)}
     check_class_maps(**named)
     check_same_shape(**named)
-    pairs = list(combinations([hard_labels(one) for one in logits], 2))
+    pairs = list(combinations([top_class(one) for one in logits], 2))
     return torch.stack([a != b for a, b in pairs]).float().mean(0)
 
 

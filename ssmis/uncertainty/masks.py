@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ssmis._checks import check_choice, check_range, check_same_shape
-from ssmis._classes import hard_labels
+from ssmis._classes import top_class
 from ssmis.registry import UNCERTAINTY, Example
 from ssmis.uncertainty.entropy import entropy
 
@@ -122,7 +122,7 @@ def lowest_entropy(
     Gradient: none.
     """
     logits = logits.detach()
-    labels = hard_labels(logits) if scope == "class" else None
+    labels = top_class(logits) if scope == "class" else None
     return lowest(entropy(logits), keep_fraction, scope=scope, labels=labels, valid=valid)
 
 
