@@ -19,8 +19,8 @@ from ssmis.engine.record import write_evaluation
 from ssmis.engine.scoring import evaluate_run
 from ssmis.engine.segmentation import Segmentation
 from ssmis.engine.slices import SlicePredictor
-from ssmis.engine.study import Study
 from ssmis.engine.train import train
+from ssmis.engine.trained import TrainedRun
 from ssmis.engine.validation import BestOnValidation
 
 __all__ = [
@@ -37,8 +37,8 @@ __all__ = [
     "PseudoLabelQuality",
     "Segmentation",
     "SlicePredictor",
-    "Study",
     "TermGuard",
+    "TrainedRun",
     "World",
     "evaluate",
     "evaluate_run",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ssmis._optional import require
 from ssmis.data import DataError
 from ssmis.engine.bundle import write_bundle
-from ssmis.engine.study import Study
+from ssmis.engine.trained import TrainedRun
 from ssmis.options import ExportOptions
 
 FORMATS = ("safetensors", "onnx", "monai")
@@ -62,14 +62,14 @@ def export_run(
     formats = chosen.formats or ["safetensors"]
     if unknown := [name for name in formats if name not in FORMATS]:
         raise ValueError(f"formats has {unknown[0]!r}; expected some of {', '.join(FORMATS)}")
-    study = Study.read(chosen.run)
-    out = Path(chosen.out) if chosen.out else study.folder / "export"
+    trained = TrainedRun.read(chosen.run)
+    out = Path(chosen.out) if chosen.out else trained.folder / "export"
     out.mkdir(parents=True, exist_ok=True)
-    model = Deployed(list(study.recipe().deployed().values())).eval()
+    model = Deployed(list(trained.recipe().deployed().values())).eval()
     written: dict[str, Path] = {}
     for name in dict.fromkeys(formats):
         writer = {"safetensors": _safetensors, "onnx": _onnx, "monai": _monai}[name]
-        written[name] = writer(model, study, out)
+        written[name] = writer(model, trained, out)
         tell(f"{name}: {written[name]}")
     return written
 
@@ -81,7 +81,7 @@ def load_exported(folder: Path | str) -> tuple[Deployed, dict[str, Any]]:
         DataError: the files are not there.
     """
     from ssmis.data import Plan
-    from ssmis.engine.study import build_recipe
+    from ssmis.engine.trained import build_recipe
     from ssmis.options import TrainOptions
 
     folder = Path(folder)
@@ -95,32 +95,32 @@ def load_exported(folder: Path | str) -> tuple[Deployed, dict[str, Any]]:
     return model.eval(), config
 
 
-def _safetensors(model: Deployed, study: Study, out: Path) -> Path:
+def _safetensors(model: Deployed, trained: TrainedRun, out: Path) -> Path:
     torch_format = require("safetensors.torch", extra="medical", purpose="exporting weights")
     path = out / "model.safetensors"
     weights = {name: value.contiguous().clone() for name, value in model.state_dict().items()}
     torch_format.save_file(weights, path, metadata={"format": "pt"})
-    config = {"format": "ssmis.export", "version": 1, "options": asdict(study.options), "plan": asdict(study.plan)}
+    config = {"format": "ssmis.export", "version": 1, "options": asdict(trained.options), "plan": asdict(trained.plan)}
     (out / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     return path
 
 
-def _examples(study: Study) -> tuple[Tensor, Tensor]:
+def _examples(trained: TrainedRun) -> tuple[Tensor, Tensor]:
     """Images of the patch's size, and of another one."""
-    plan = study.plan
+    plan = trained.plan
     generator = torch.Generator().manual_seed(0)
     first = torch.randn(2, len(plan.channels), *plan.patch, generator=generator)
     other = [length + 16 if length >= 16 else length + 1 for length in plan.patch]
     return first, torch.randn(1, len(plan.channels), *other, generator=generator)
 
 
-def _onnx(model: Deployed, study: Study, out: Path) -> Path:
+def _onnx(model: Deployed, trained: TrainedRun, out: Path) -> Path:
     for package in ("onnx", "onnxscript"):
         require(package, extra="onnx", purpose="exporting ONNX")
     runtime = require("onnxruntime", extra="onnx", purpose="checking the ONNX model")
     path = out / "model.onnx"
-    first, other = _examples(study)
-    axes = ("height", "width") if study.plan.dims == 2 else ("depth", "height", "width")
+    first, other = _examples(trained)
+    axes = ("height", "width") if trained.plan.dims == 2 else ("depth", "height", "width")
     sizes = {0: "batch", **{axis + 2: name for axis, name in enumerate(axes)}}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -141,11 +141,11 @@ def _onnx(model: Deployed, study: Study, out: Path) -> Path:
     return path
 
 
-def _monai(model: Deployed, study: Study, out: Path) -> Path:
+def _monai(model: Deployed, trained: TrainedRun, out: Path) -> Path:
     folder = out / "bundle"
-    first, _ = _examples(study)
+    first, _ = _examples(trained)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the shape checks of the nets, which every window passes
         traced = torch.jit.trace(model, first[:1], check_trace=False)
-    write_bundle(folder, traced, study.plan)
+    write_bundle(folder, traced, trained.plan)
     return folder

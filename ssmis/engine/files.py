@@ -15,8 +15,8 @@ from ssmis.data.layout_tables import pixel_sizes
 from ssmis.data.scans import HDF5, PICTURES, case_scan, stem_of, suffix_of, write_map
 from ssmis.engine.infer import Predictor
 from ssmis.engine.segmentation import Segmentation
-from ssmis.engine.study import run_folders
 from ssmis.engine.train import progress_of
+from ssmis.engine.trained import run_folders
 from ssmis.options import PredictOptions
 
 _CHANNEL = re.compile(r"_(\d{4})$")

@@ -103,7 +103,7 @@ class Predictor:
             DataError: no such run, or runs of different preprocessing.
             CheckpointError: a checkpoint that cannot be read.
         """
-        from ssmis.engine.study import load_predictor
+        from ssmis.engine.trained import load_predictor
 
         return load_predictor(cls, run, flips=flips, device=device, **options)
 

@@ -14,8 +14,8 @@ from ssmis.data.splits import read_split
 from ssmis.engine.evaluate import CaseResult, evaluate
 from ssmis.engine.infer import Predictor
 from ssmis.engine.record import list_facts, write_evaluation
-from ssmis.engine.study import Study, run_folders
 from ssmis.engine.train import progress_of
+from ssmis.engine.trained import TrainedRun, run_folders
 from ssmis.metrics import summarise
 from ssmis.options import EvaluateOptions
 from ssmis.recipes.base import Prediction
@@ -52,10 +52,10 @@ def evaluate_run(
 
 
 def _evaluate(folder: Path, options: EvaluateOptions, tell: Callable[[str], object]) -> RunScores:
-    study = Study.read(folder)
-    cases = _cases(study, options.cases)
+    trained = TrainedRun.read(folder)
+    cases = _cases(trained, options.cases)
     predictor = Predictor.load(folder, flips=options.flips, device=options.device, overlap=options.overlap)
-    plan = study.plan
+    plan = trained.plan
     bar = progress_of(options.progress, "evaluate")
     results: list[CaseResult] = []
     for case in cases if bar is None else bar(cases):
@@ -100,14 +100,14 @@ class _Raw:
         return Prediction(found.probs[..., None], found.uncertainty[..., None])
 
 
-def _cases(study: Study, which: str) -> list[Case]:
-    dataset = find_dataset(study.options.data)
-    split = read_split(dataset, study.folder / "split")
+def _cases(trained: TrainedRun, which: str) -> list[Case]:
+    dataset = find_dataset(trained.options.data)
+    split = read_split(dataset, trained.folder / "split")
     if which in ("test", "val"):
         cases = list(getattr(split, which))
         if not cases:
             raise DataError(
-                f"{study.folder / 'split' / which}.list: there is no {which} case; train with --{which}, or name a "
+                f"{trained.folder / 'split' / which}.list: there is no {which} case; train with --{which}, or name a "
                 "list of cases with --cases"
             )
         return cases

@@ -18,7 +18,7 @@ from ssmis.engine.config import FitConfig
 from ssmis.engine.fit import FitResult, fit
 from ssmis.engine.protocol import Protocol
 from ssmis.engine.runtime import pick_device
-from ssmis.engine.study import DROPOUT, build_recipe, preset_of
+from ssmis.engine.trained import DROPOUT, build_recipe, preset_of
 from ssmis.options import TrainOptions
 
 UPRIGHT = replace(Augment.strong(), flip_axes=(), rot90=False, affine_probability=0.5)

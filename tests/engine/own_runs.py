@@ -9,7 +9,7 @@ import torch
 from ssmis.data import Plan
 from ssmis.data.plan import Channel
 from ssmis.engine.checkpoint import save_checkpoint
-from ssmis.engine.study import build_recipe
+from ssmis.engine.trained import build_recipe
 from ssmis.options import TrainOptions
 
 

@@ -20,8 +20,8 @@ from ssmis.engine.export import export_run, load_exported
 from ssmis.engine.files import predict_case, predict_files
 from ssmis.engine.scoring import evaluate_run
 from ssmis.engine.sliding import brought_back
-from ssmis.engine.study import Study
 from ssmis.engine.train import train
+from ssmis.engine.trained import TrainedRun
 from ssmis.metrics import read_cases_csv
 from ssmis.report.folders import report_runs, seeds_table
 from ssmis.report.runs import ReportRun
@@ -197,7 +197,7 @@ def test_train_resume_evaluate_report_export(tmp_path, monkeypatch):
     again = train(data, out="runs/unet_seed0", resume=True, **options)  # nothing left to do
     for one, other in zip(done.fit.recipe.state_dict().values(), again.fit.recipe.state_dict().values()):
         assert torch.equal(one, other)
-    read_back = Study.read(done.folder).recipe().state_dict()
+    read_back = TrainedRun.read(done.folder).recipe().state_dict()
     for name, value in done.fit.recipe.state_dict().items():
         assert torch.equal(value, read_back[name]), name
 
@@ -221,7 +221,7 @@ def test_train_resume_evaluate_report_export(tmp_path, monkeypatch):
     model, config = load_exported(files["safetensors"].parent)
     images = torch.rand(1, 1, 8, 8, 8)
     with torch.no_grad():
-        torch.testing.assert_close(model(images), Study.read(done.folder).recipe().predict(images).probs)
+        torch.testing.assert_close(model(images), TrainedRun.read(done.folder).recipe().predict(images).probs)
     assert config["plan"]["label_values"] == [0, 1]
 
 
@@ -247,7 +247,7 @@ def test_onnx_computes_what_torch_does(run, tmp_path):
     images = torch.rand(1, 1, 16, 32, 16)
     (found,) = session.run(None, {"images": images.numpy()})
     torch.testing.assert_close(
-        torch.from_numpy(found), Study.read(run).recipe().predict(images).probs, atol=1e-4, rtol=1e-3
+        torch.from_numpy(found), TrainedRun.read(run).recipe().predict(images).probs, atol=1e-4, rtol=1e-3
     )
 
 
@@ -265,10 +265,10 @@ def test_monai_accepts_the_bundle(run, tmp_path):
     images = torch.rand(1, 1, 16, 16, 16)
     with torch.no_grad():
         torch.testing.assert_close(
-            network(images), Study.read(run).recipe().predict(images).probs, atol=1e-5, rtol=1e-5
+            network(images), TrainedRun.read(run).recipe().predict(images).probs, atol=1e-5, rtol=1e-5
         )
     prepared = parser.get_parsed_content("preprocessing")({"image": str(folder / "data" / "a.nii.gz")})
-    ours = Study.read(run).plan.prepare(image[None], (1, 1, 1))
+    ours = TrainedRun.read(run).plan.prepare(image[None], (1, 1, 1))
     assert abs(float(prepared["image"].mean()) - float(ours.mean())) < 0.2
 
 

@@ -26,7 +26,7 @@ DROPOUT = 0.1
 
 
 @dataclass(frozen=True)
-class Study:
+class TrainedRun:
     """A run folder of `train`: where it is, its options and its plan."""
 
     folder: Path
@@ -34,7 +34,7 @@ class Study:
     plan: Plan
 
     @classmethod
-    def read(cls, folder: Path | str) -> "Study":
+    def read(cls, folder: Path | str) -> "TrainedRun":
         """Read the settings of a run.
 
         Raises:
@@ -155,14 +155,14 @@ def load_predictor(
     kind: type[P], run: Path | str | Sequence[Path | str], *, flips: bool, device: str, **options: Any
 ) -> P:
     """Build a `Predictor` from run folders, see `Predictor.load`."""
-    studies = [Study.read(folder) for folder in run_folders(run)]
-    first = studies[0]
-    for other in studies[1:]:
+    runs = [TrainedRun.read(folder) for folder in run_folders(run)]
+    first = runs[0]
+    for other in runs[1:]:
         differs = _difference(first.plan, other.plan)
         if differs:
             raise DataError(f"{other.folder} and {first.folder} differ in {differs}; their results cannot be averaged")
     where = pick_device(device)
-    recipes = [study.recipe().to(where) for study in studies]
+    recipes = [trained.recipe().to(where) for trained in runs]
     settings: dict[str, Any] = {
         "patch": first.plan.patch,
         "plan": first.plan,
