@@ -68,12 +68,15 @@ def test_balanced_differs_from_paper_in_what_keeps_the_foreground():
         assert set(found.values()) == {0.0}
 
 
-def test_averaged_differs_from_balanced_in_its_teacher():
+def test_averaged_differs_from_balanced_in_its_teacher_and_in_how_much_it_is_trusted():
     balanced, averaged = vars(PRESETS["balanced"]), vars(PRESETS["averaged"])
     assert {name: averaged[name] for name in balanced if balanced[name] != averaged[name]} == {
         "teacher": "average",
         "targets": "soft",
         "disagreement_weight": 1.0,
+        "rectified_weight": 0.5,
+        "filtered_weight": 0.5,
+        "pseudo_dice_weight": 0.5,
     }
 
 
