@@ -11,7 +11,7 @@ from ssmis.data.cases import DataError
 from ssmis.data.plan import Channel, Plan
 from ssmis.data.survey import MOST_CLASSES, CaseFacts
 
-BYTES_PER_VOXEL = 220  # of a training step, for each channel of the first level; measured on the dual nets in float32
+BYTES_PER_VOXEL = 220  # of a training step, for each channel of the first level; an estimate for the dual nets
 LEVELS = 5
 ANISOTROPIC = 2.0  # an axis this much coarser than the finest is neither pooled nor mixed by kernels
 
