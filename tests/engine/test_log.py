@@ -3,6 +3,7 @@
 
 import csv
 import resource
+from contextlib import contextmanager
 
 import pytest
 
@@ -16,12 +17,15 @@ def rows(path):
         return list(csv.DictReader(file))
 
 
-@pytest.fixture
-def full_disk():
-    """`full_disk(size)`: from now on no file grows beyond `size` bytes."""
+@contextmanager
+def full_disk(size):
+    """No file of this process grows beyond `size` bytes, the log of the tests neither: so only as long as it must."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_log_cut_anywhere_gives_its_whole_rows(tmp_path):
@@ -46,26 +50,25 @@ def test_rows_out_of_order_end_a_log(tmp_path):
     assert [row["step"] for row in rows(path)] == ["10", "11"]
 
 
-def test_a_full_disk_leaves_whole_rows_and_names_the_file(tmp_path, full_disk):
+def test_a_full_disk_leaves_whole_rows_and_names_the_file(tmp_path):
     path = tmp_path / "log.csv"
     log = CsvLog(path)
     log.write({"step": 0, "loss": 0.5})
     before = path.read_bytes()
-    full_disk(len(before) + 3)  # room for a part of the next row
-    with pytest.raises(OSError, match=r"log\.csv"):
-        log.write({"step": 1, "loss": 0.5})
-    assert path.read_bytes() == before
-    with pytest.raises(OSError, match=r"log\.csv"):  # a wider row needs a new file
-        log.write({"step": 1, "loss": 0.5, "extra": 1.0})
+    with full_disk(len(before) + 3):  # room for a part of the next row
+        with pytest.raises(OSError, match=r"log\.csv"):
+            log.write({"step": 1, "loss": 0.5})
+        assert path.read_bytes() == before
+        with pytest.raises(OSError, match=r"log\.csv"):  # a wider row needs a new file
+            log.write({"step": 1, "loss": 0.5, "extra": 1.0})
     assert path.read_bytes() == before
     log.close()
 
 
-def test_a_full_disk_leaves_the_old_checkpoint_and_names_the_file(tmp_path, full_disk):
+def test_a_full_disk_leaves_the_old_checkpoint_and_names_the_file(tmp_path):
     path = tmp_path / "last.pt"
     save_checkpoint(path, {"step": 1})
-    full_disk(64)
-    with pytest.raises(OSError, match=r"it keeps what it held before: .*last\.pt"):
+    with full_disk(64), pytest.raises(OSError, match=r"it keeps what it held before: .*last\.pt"):
         save_checkpoint(path, {"step": 2, "more": list(range(10000))})
     assert load_checkpoint(path) == {"step": 1}
     assert [file.name for file in tmp_path.iterdir()] == ["last.pt"]
