@@ -51,6 +51,7 @@ def contrast(
     denominator: str,
     scale: Tensor | None = None,
     with_keys: bool = True,
+    storage: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Loss of each voxel and, if `scale` is given, the gradients of `(scale * loss).sum()`.
 
@@ -64,6 +65,7 @@ def contrast(
         denominator: "all" or "negatives".
         scale: `(B, V)`, zero where not counted.
         with_keys: also compute the gradient by the keys; else it is zero.
+        storage: dtype of the gradient `(B, E, V)`; default: as below.
 
     Returns:
         Losses `(B, V)`, gradient `(B, E, V)` and gradient `(M, E)` in the dtype of the prepared keys.
@@ -72,12 +74,13 @@ def contrast(
         return masked.contrast(
             features, classes, counted, keys,
             temperature=temperature, normalize=normalize, denominator=denominator, scale=scale, with_keys=with_keys,
+            storage=storage,
         )  # fmt: skip
     dtype = keys.directions.dtype
     features = features.detach()
     losses = features.new_zeros(classes.shape, dtype=dtype)
     allocate = torch.empty_like if counted.all() else torch.zeros_like
-    grad_features = allocate(features, dtype=dtype) if scale is not None else None
+    grad_features = allocate(features, dtype=storage or dtype) if scale is not None else None
     kind = _All if denominator == "all" else _Negatives
     narrow = normalize and 1 / temperature <= _LARGEST_EXPONENT
     size = max(CHUNK // features.shape[1], 64)
@@ -155,9 +158,9 @@ def _put(features: Tensor, voxels: slice | Tensor, values: Tensor, divisor: Tens
     if isinstance(voxels, slice):
         torch.div(values, divisor, out=features[:, voxels])
     elif features.stride(0) == 1:
-        features.T.index_copy_(0, voxels, values.div_(divisor).T)
+        features.T.index_copy_(0, voxels, values.div_(divisor).T.to(features.dtype))
     else:
-        features.index_copy_(1, voxels, values.div_(divisor))
+        features.index_copy_(1, voxels, values.div_(divisor).to(features.dtype))
 
 
 class _Step:

@@ -26,11 +26,12 @@ def contrast(
     denominator: str,
     scale: Tensor | None = None,
     with_keys: bool = True,
+    storage: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Loss of each voxel and the gradients of `(scale * loss).sum()`; see `ssmis.kernels.chunked.contrast`."""
     dtype = keys.directions.dtype
     losses = features.new_empty(classes.shape, dtype=dtype)
-    grad_features = torch.empty_like(features, dtype=dtype) if scale is not None else None
+    grad_features = torch.empty_like(features, dtype=storage or dtype) if scale is not None else None
     grad_directions = torch.zeros_like(keys.directions)
     scaled, unused = keys.directions / temperature, (keys.classes < 0)[:, None]
     size = min(max(CHUNK // len(keys.directions), 64), max(features.shape[2], 1))

@@ -21,6 +21,11 @@ def accumulation_dtype(features: Tensor, keys: Tensor) -> torch.dtype:
     return torch.promote_types(torch.promote_types(features.dtype, keys.dtype), torch.float32)
 
 
+def storage_dtype(features: Tensor, keys: Tensor) -> torch.dtype:
+    """Return the dtype the gradient of the features is kept in between the passes: bfloat16 has the range for it."""
+    return torch.bfloat16 if features.dtype == torch.bfloat16 else accumulation_dtype(features, keys)
+
+
 def _contrast(
     features: Tensor,
     labels: Tensor,
@@ -38,7 +43,7 @@ def _contrast(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     # loss, counted (B, V), gradients of features, keys and weight, empty where not needed; `upstream` (B, V) multiplies
     # the unreduced loss
-    dtype = accumulation_dtype(features, keys)
+    dtype, storage = accumulation_dtype(features, keys), storage_dtype(features, keys)
     if keys.device.type == "cpu":  # here a look at the values costs nothing: unwritten slots are not multiplied
         live = (key_labels != ignore_index).nonzero().squeeze(1)
     else:
@@ -65,13 +70,14 @@ def _contrast(
             denominator=denominator,
             scale=scale if needs[0] or needs[1] else None,
             with_keys=needs[1],
+            storage=storage,
         )
     loss = losses * own_weight
     if reduction != "none":
         loss = loss.sum() / total
     gradients = [losses.new_empty(0) for _ in range(3)]
     if needs[0]:
-        gradients[0] = torch.zeros_like(features, dtype=dtype) if grad_features is None else grad_features
+        gradients[0] = torch.zeros_like(features, dtype=storage) if grad_features is None else grad_features
     if needs[1]:
         gradients[1] = keys.new_zeros(keys.shape, dtype=dtype)
         if grad_keys is not None:
@@ -158,7 +164,7 @@ def _empty_gradients(
     dtype = accumulation_dtype(features, keys)
     empty = [features.new_empty(0, dtype=dtype) for _ in range(3)]
     return (
-        torch.empty_like(features, dtype=dtype) if needs[0] else empty[0],
+        torch.empty_like(features, dtype=storage_dtype(features, keys)) if needs[0] else empty[0],
         keys.new_empty(keys.shape, dtype=dtype) if needs[1] else empty[1],
         features.new_empty(weight.shape, dtype=dtype) if weight is not None and needs[2] else empty[2],
     )
