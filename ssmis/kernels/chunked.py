@@ -21,7 +21,6 @@ from ssmis.kernels.keys import Keys, classify, direct, keys_gradient, prepare_ke
 
 __all__ = ["classify", "contrast", "prepare_keys"]
 
-CHUNK = 2**17  # numbers in a block of features; twice as many in a part of its similarities: 1 MB in float32
 _LARGEST_EXPONENT = 30.0  # exp(+-30), its ratios and sums over keys are far from the ends of float32
 _LARGEST = 120.0  # log2 of odds from which log(1 + odds) is log(odds)
 
@@ -83,7 +82,7 @@ def contrast(
     grad_features = allocate(features, dtype=storage or dtype) if scale is not None else None
     kind = _All if denominator == "all" else _Negatives
     narrow = normalize and 1 / temperature <= _LARGEST_EXPONENT
-    size = max(CHUNK // features.shape[1], 64)
+    size = max(kind.chunk // features.shape[1], 64)
     blocks = []
     for group in range(len(keys.counts) if kind is _Negatives else 1):
         for volume, own_classes in enumerate(classes):
@@ -169,14 +168,19 @@ class _Step:
     Subclasses write `__call__(own, weight, classes, voxels)`: directions `(E, n)` and weights `(n,)` of a block give
     losses `(n,)` and the gradient `(E, n)` of their weighted sum, or None without weights; `classes[voxels]` are the
     class positions of the block.
+
+    Attributes:
+        chunk: numbers in a block of features; twice as many in a part of its similarities: 1 MB in float32.
     """
+
+    chunk = 2**17
 
     def __init__(
         self, keys: Keys, group: int, temperature: float, narrow: bool, grad_directions: Tensor | None
     ) -> None:
         self.keys, self.temperature, self.narrow, self.grad_directions = keys, temperature, narrow, grad_directions
         self.reach = 1 / (temperature * math.log(2))  # largest similarity of unit vectors, in units of log 2
-        self.size = max(2 * CHUNK // len(keys.directions), 64)
+        self.size = max(2 * self.chunk // len(keys.directions), 64)
         # a few more than needed: rows a power of two apart would share their places in the cache
         self.space = keys.directions.new_empty(4, len(keys.directions) * self.size + 272)
         self.rooms: dict[tuple[int, int, int], Tensor] = {}
@@ -246,6 +250,8 @@ class _All(_Step):
 
 class _Negatives(_Step):
     """Mean over the positives of log(1 + odds), odds the sum over the keys of other classes against one positive."""
+
+    chunk = 2**18  # a part has half of the keys; many operations a part, for which threads wait for the interpreter
 
     def __init__(self, keys: Keys, group: int, *settings: Any) -> None:
         super().__init__(keys, group, *settings)

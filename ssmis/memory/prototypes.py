@@ -112,6 +112,9 @@ def sample_per_class(
 ) -> tuple[Tensor, Tensor]:
     """Draw at most `per_class` random voxels of each class from each volume; the output's size never changes.
 
+    Every voxel of a class is as likely as any other, and those drawn are spread over the volume: one of each of
+    `per_class` equal parts of the class, in the order of the voxels, from a random start.
+
     Args:
         features: `(B, E, *S)`.
         labels: integer `(B, *S)`; a voxel outside 0..K-1, such as -1, is not drawn.
@@ -134,17 +137,32 @@ def sample_per_class(
         raise ValueError(f"per_class is {per_class}; expected at least 1")
     flat, flat_labels = _flatten(features, labels, mask, classes)
     device = flat.device
-    scores = torch.rand(flat_labels.shape, generator=generator, device=generator.device if generator else device)
     member = flat_labels[:, None] == torch.arange(classes, device=device)[:, None]  # (B, K, V)
-    drawn = min(per_class, flat.shape[2])
-    best, voxels = scores.to(device)[:, None].where(member, -1).topk(drawn, dim=2)  # (B, K, drawn)
-    used = best >= 0
-    index = voxels.flatten(1)[:, None].expand(-1, flat.shape[1], -1)  # (B, E, K * drawn)
-    vectors = flat.gather(2, index).transpose(1, 2).unflatten(1, (classes, drawn))  # (B, K, drawn, E)
+    voxels, used = _spread_members(member, per_class, generator)
+    index = voxels.flatten(1)[:, None].expand(-1, flat.shape[1], -1)  # (B, E, K * per_class)
+    vectors = flat.gather(2, index).transpose(1, 2).unflatten(1, (classes, per_class))  # (B, K, per_class, E)
     vectors = F.normalize(vectors.to(torch.promote_types(flat.dtype, torch.float32)), dim=3).where(used[..., None], 0)
     vector_labels = torch.arange(classes, device=device)[:, None].where(used, -1)
-    vectors = F.pad(vectors, (0, 0, 0, per_class - drawn))
-    return vectors.flatten(0, 2), F.pad(vector_labels, (0, per_class - drawn), value=-1).flatten()
+    return vectors.flatten(0, 2), vector_labels.flatten()
+
+
+def _spread_members(member: Tensor, count: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    """Places `(..., count)` of distinct members of `(..., V)`, each as likely as any other, and which of them exist.
+
+    One is drawn from each of `count` parts of the list of members, which begins anywhere and goes round.
+    """
+    running = member.cumsum(-1, dtype=torch.int32)
+    total = running[..., -1:].long()  # (..., 1)
+    device = generator.device if generator else member.device
+    draws = torch.rand(*member.shape[:-1], count + 1, generator=generator, device=device, dtype=torch.float64)
+    draws = draws.to(member.device)
+    order = torch.arange(count, device=member.device)
+    start, end = order * total // count, (order + 1) * total // count
+    rank = start + (draws[..., :-1] * (end - start)).long().minimum((end - start - 1).clamp_min(0))
+    rank = (rank + (draws[..., -1:] * total).long()) % total.clamp_min(1)
+    rank = rank.where(total >= count, order)  # too few: all of them
+    places = torch.searchsorted(running, (rank + 1).int())
+    return places.clamp_max(member.shape[-1] - 1), order < total
 
 
 def _flatten(features: Tensor, labels: Tensor, mask: Tensor | None, classes: int) -> tuple[Tensor, Tensor]:

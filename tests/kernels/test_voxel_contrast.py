@@ -53,7 +53,8 @@ def evaluate(features, labels, keys, key_labels, weight=None, **arguments):
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch):
-    monkeypatch.setattr(chunked, "CHUNK", 1)  # the smallest chunk: 64 voxels
+    for kind in (chunked._All, chunked._Negatives):
+        monkeypatch.setattr(kind, "chunk", 1)  # the smallest chunk: 64 voxels
     monkeypatch.setattr(masked, "CHUNK", 1)
 
 
@@ -76,7 +77,8 @@ def test_chunked_equals_reference(setting, reduction, weighted, size, keys, miss
 @pytest.mark.parametrize("chunk", [1, 700, 2**20])  # several parts a block, several blocks, one
 @pytest.mark.parametrize("voxels", [1, 63, 64, 100, 1000])
 def test_any_number_of_voxels_and_any_chunk(monkeypatch, denominator, chunk, voxels):
-    monkeypatch.setattr(chunked, "CHUNK", chunk)
+    for kind in (chunked._All, chunked._Negatives):
+        monkeypatch.setattr(kind, "chunk", chunk)
     features, labels, bank, key_labels, _ = problem(voxels, (voxels,), batch=1, keys=9, classes=2)
     ours, meaning = (
         evaluate(features, labels, bank, key_labels, denominator=denominator, impl=impl)

@@ -81,6 +81,17 @@ def test_the_generator_decides_and_every_voxel_is_drawn_at_times():
     assert len(torch.cat([draw(seed) for seed in range(100)]).unique(dim=0)) == 30
 
 
+def test_every_voxel_of_a_class_is_as_likely_as_any_other():
+    features = torch.eye(7)[None] + 1  # (1, 7, 7): the largest number of a vector tells its voxel
+    volumes, per_class = 4000, 3  # 7 does not divide by 3
+    vectors, _ = sample_per_class(
+        features.expand(volumes, 7, 7), torch.zeros(volumes, 7, dtype=torch.int64), classes=1, per_class=per_class
+    )
+    counts = vectors.argmax(1).bincount(minlength=7).double()
+    share = per_class / 7
+    assert (counts / volumes - share).abs().max() < 5 * (share * (1 - share) / volumes) ** 0.5
+
+
 @pytest.mark.parametrize("function", [class_means, sample_per_class])
 def test_wrong_shapes_are_named(function):
     features, labels = torch.zeros(1, 3, 4, 4), torch.zeros(1, 4, 4, dtype=torch.int64)
