@@ -48,7 +48,8 @@ def main() -> None:
 
     if args.data is None:
         counts = {"labelled": 4, "unlabelled": 36, "test": 48}
-        args.data = write_phantoms(args.out / "phantoms", **counts, size=protocol.patch, seed=args.seed)
+        size = [round(length / protocol.scale) for length in protocol.patch]
+        args.data = write_phantoms(args.out / "phantoms", **counts, size=size, seed=args.seed)
         args.test = args.test or "test.list"
     count = args.labelled if args.labelled is not None else 4 if name == "phantom" else 8
     split = la_split(args.data, labelled=count, val=args.val, test=args.test)

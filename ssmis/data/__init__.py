@@ -25,7 +25,7 @@ from ssmis.data.intensity import (
 )
 from ssmis.data.la import find_la, la_cases, la_split, load_la, read_list, write_la
 from ssmis.data.layouts import Dataset, find_dataset
-from ssmis.data.mixing import Mixed, box_mix, random_boxes
+from ssmis.data.mixing import Mixed, box_mix, cut_mix, random_boxes
 from ssmis.data.phantom import atrium_phantom, write_phantoms
 from ssmis.data.plan import Channel, Plan
 from ssmis.data.planning import make_plan, shape_of_nets
@@ -90,6 +90,7 @@ __all__ = [
     "closest_axes",
     "coarse_field",
     "crop_volume",
+    "cut_mix",
     "family_of",
     "find_dataset",
     "find_la",

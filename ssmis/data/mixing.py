@@ -66,6 +66,32 @@ def random_boxes(
     return boxes
 
 
+def cut_mix(volumes: Tensor, boxes: Tensor) -> Tensor:
+    """Fill the box of each volume with what the next volume of the batch has there; after the last comes the first.
+
+    Args:
+        volumes: `(B, C, *S)` images, logits or one-hot maps, or `(B, *S)` labels or masks.
+        boxes: bool `(B, *S)`, as of `random_boxes`. The same boxes for images and pseudo-labels keep them together.
+
+    Returns:
+        As `volumes`. One volume alone comes back as it is.
+
+    Raises:
+        ValueError: the shapes do not match.
+
+    Gradient: to both volumes, each in its own part.
+    Paper: Yun et al., "CutMix", ICCV 2019, arXiv 1905.04899; for semi-supervised segmentation French et al., BMVC 2020,
+        arXiv 1906.01916.
+    """
+    channels = volumes.ndim - boxes.ndim
+    if channels not in (0, 1) or boxes.shape != (*volumes.shape[:1], *volumes.shape[1 + channels :]):
+        raise ValueError(
+            f"boxes has shape {tuple(boxes.shape)} and volumes {tuple(volumes.shape)}; expected (B, *S) with "
+            "(B, C, *S) or (B, *S)"
+        )
+    return torch.where(boxes.unsqueeze(1) if channels else boxes, volumes.roll(-1, 0), volumes)
+
+
 def box_mix(
     images: Tensor,
     labels: Tensor,

@@ -27,6 +27,8 @@ class DualUncertaintyConfig:
         teacher: what makes the pseudo-labels of a net, and their entropy: its "peer" on the same view, or "average":
             the mean of the moving averages of both nets, on the weak view.
         teacher_decay: of the moving averages.
+        mix_side: side of the box, as a share of each axis, that a strong view takes from the next unlabelled volume,
+            and its pseudo-labels with it (CutMix); 0: none. Only with the teacher "average", which sees whole volumes.
         detach_weight: treat the KL weight as a constant; None: only for more than 4 classes.
         targets: "hard" pseudo-labels, or "soft" ones, in the rectified and filtered terms.
         sharpen_temperature: of soft targets; None: their default.
@@ -59,6 +61,7 @@ class DualUncertaintyConfig:
     kl_rectified: bool = True
     teacher: str = "peer"
     teacher_decay: float = 0.99
+    mix_side: float = 0.0
     detach_weight: bool | None = None
     targets: Targets = "hard"
     sharpen_temperature: float | None = None
@@ -87,6 +90,11 @@ class DualUncertaintyConfig:
         check_choice(self.rectified_into, ("both", "first", "second"), name="rectified_into")
         check_choice(self.rectified_on, ("unlabelled", "all"), name="rectified_on")
         check_choice(self.teacher, ("peer", "average"), name="teacher")
+        check_range(self.mix_side, 0.0, 1.0, name="mix_side")
+        if self.mix_side > 0 and self.teacher == "peer":
+            raise ValueError(
+                f"mix_side is {self.mix_side} with teacher 'peer', which sees mixed volumes; expected 'average'"
+            )
         if self.teacher == "average" and self.rectified_on == "all":
             raise ValueError(
                 "rectified_on is 'all' with teacher 'average', which sees unlabelled volumes; expected 'peer'"
@@ -100,10 +108,9 @@ PRESETS = {
         filter_scope="class",
         teacher="average",
         targets="soft",
+        mix_side=0.5,
         disagreement_weight=1.0,
-        rectified_weight=0.5,
-        filtered_weight=0.5,
-        pseudo_dice_weight=0.5,
+        pseudo_dice_weight=1.0,
     ),
     "public_code": DualUncertaintyConfig(
         disagreement_into="second",

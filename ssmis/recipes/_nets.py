@@ -22,13 +22,11 @@ def dual_nets(
 ) -> dict[str, nn.Module]:
     """Return the dual-network paper's pair: a ResNet-34 encoder-decoder named "resnet" and a V-Net named "vnet".
 
-    `blocks` are those of the ResNet's stages, other arguments are of both nets.
+    `blocks` are those of the ResNet's stages, one number less than `widths`; other arguments are of both nets.
 
     Raises:
-        ValueError: `widths` has not five numbers, one for each level of the ResNet.
+        ValueError: an argument is out of range, or `blocks` does not fit `widths`.
     """
-    if len(widths) != 5:
-        raise ValueError(f"widths has {len(widths)} numbers; expected 5, one a level")
     shape: dict[str, Any] = {"dims": dims, "widths": widths, "dropout": dropout, "pooling": pooling, "kernels": kernels}
     return {
         "resnet": ResNetUNet(in_channels, classes, blocks=blocks, **shape),

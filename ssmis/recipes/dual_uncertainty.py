@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two different nets, uncertainty-guided pseudo-labels, contrast of uncertain voxels with reliable prototypes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, cast
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ssmis._checks import check_choice
 from ssmis._classes import top_class
 from ssmis.data.batch import Batch
+from ssmis.data.mixing import cut_mix, random_boxes
 from ssmis.kernels import VoxelContrastStats, voxel_contrast
 from ssmis.losses import (
     confidence_disagreement,
@@ -47,7 +48,8 @@ class DualUncertainty(Recipe):
         nets: name -> net, two; default: ResNet-34 encoder-decoder and V-Net of width 16.
         preset: "paper" (the description, every term alive), "balanced" (the same, and foreground does not shrink: the
             filter ranks within each class, soft Dice joins the pseudo-label terms), "averaged" (balanced; moving
-            averages of the nets give soft pseudo-labels with half the weight, and the disagreement has weight 1) or
+            averages of the nets give soft pseudo-labels, strong views exchange boxes, and the disagreement has weight
+            1) or
             "public_code" (what the release effectively optimises).
         predict_with: names of the nets averaged in `predict`; default: both.
         overrides: fields of `DualUncertaintyConfig`.
@@ -82,13 +84,15 @@ class DualUncertainty(Recipe):
         """Terms `supervised`, `disagreement`, `rectified`, `filtered`, `cosine` and `contrast`, each `/<net>`."""
         if len(batch.unlabelled) == 0:
             raise ValueError("the batch has no unlabelled volumes; dual_uncertainty needs some in every batch")
-        c, images = self.config, batch.student_images
+        c = self.config
+        batch, as_mixed = self._mixed(batch)
+        images = batch.student_images
         ramp = gaussian_ramp(progress, end=c.ramp_end) if c.ramp_end > 0 else 1.0
         outputs = {name: net(images) for name, net in self.students.items()}
         labelled, unlabelled = {}, {}
         for name, output in outputs.items():
             labelled[name], unlabelled[name] = batch.split(output)
-        judged = self._judged(batch, unlabelled)
+        judged = {name: as_mixed(logits) for name, logits in self._judged(batch, unlabelled).items()}
         keep = {
             name: lowest_entropy(logits, c.keep_fraction, scope=c.filter_scope, valid=batch.valid)
             for name, logits in judged.items()
@@ -151,6 +155,15 @@ class DualUncertainty(Recipe):
             if found := self._candidates.get(name):
                 cast(Bank, bank).write(*gather_candidates(found))
         self.begin_step()
+
+    def _mixed(self, batch: Batch) -> tuple[Batch, Callable[[Tensor], Tensor]]:
+        """The batch with boxes exchanged in the view the students see, and what does so with maps of the weak view."""
+        if self.config.mix_side == 0:
+            return batch, lambda maps: maps
+        view = batch.strong[0] if batch.strong else batch.unlabelled
+        boxes = random_boxes(len(view), tuple(view.shape[2:]), side=self.config.mix_side, device=view.device)
+        valid = None if batch.valid is None else cut_mix(batch.valid, boxes)
+        return replace(batch, strong=(cut_mix(view, boxes),), valid=valid), partial(cut_mix, boxes=boxes)
 
     def _judged(self, batch: Batch, unlabelled: Mapping[str, NetOutput]) -> dict[str, Tensor]:
         """Logits of the pseudo-labels that each net, or the averages in its place, gives to its peer."""

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import make_labels, make_logits, make_mask, sizes
 
-from ssmis.data import box_mix, random_boxes
+from ssmis.data import box_mix, cut_mix, random_boxes
 
 SEEDS, SIDES = st.integers(0, 2**31), st.floats(0.1, 1.0)
 PASTED = st.sampled_from(["random", "labelled", "unlabelled"])
@@ -88,3 +88,30 @@ def test_what_does_not_fit_is_named():
         box_mix(images, labels, images, labels, side=0)
     with pytest.raises(ValueError, match="pasted is 'both'"):
         box_mix(images, labels, images, labels, pasted="both")
+
+
+@given(SEEDS, sizes(high=6), st.integers(1, 4), SIDES)
+def test_a_box_holds_the_next_volume_and_the_rest_its_own(seed, size, count, side):
+    images, labels = make_logits(seed, count, 2, size), make_labels(seed, count, 3, size)
+    boxes = random_boxes(count, size, side=side, generator=seeded(seed))
+    mixed, mixed_labels = cut_mix(images, boxes), cut_mix(labels, boxes)
+    for i, box in enumerate(boxes):
+        following = (i + 1) % count
+        for own, before in ((mixed, images), (mixed_labels[:, None], labels[:, None])):
+            assert torch.equal(own[i][:, box], before[following][:, box])
+            assert torch.equal(own[i][:, ~box], before[i][:, ~box])
+
+
+def test_every_voxel_of_cut_volumes_has_the_gradient_of_the_place_it_went_to():
+    images, boxes = torch.zeros(2, 1, 3, 3, requires_grad=True), torch.zeros(2, 3, 3, dtype=torch.bool)
+    boxes[0, 0, 0] = True  # volume 0 takes this voxel from volume 1; its own is lost
+    cut_mix(images, boxes).sum().backward()
+    expected = torch.ones(2, 1, 3, 3)
+    expected[:, 0, 0, 0] = torch.tensor([0.0, 2.0])
+    assert torch.equal(images.grad, expected)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 4), (3, 4, 5), (1, 2, 3, 4, 4)])
+def test_boxes_of_another_shape_are_named(shape):
+    with pytest.raises(ValueError, match="boxes has shape"):
+        cut_mix(torch.zeros(3, 2, 4, 4), torch.zeros(shape, dtype=torch.bool))

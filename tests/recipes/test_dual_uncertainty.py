@@ -11,6 +11,7 @@ from recipes.small import gradients, small_batch, small_nets
 
 from ssmis.data import Batch
 from ssmis.losses import soft_dice
+from ssmis.nets import NetOutput
 from ssmis.recipes import DualUncertainty
 from ssmis.recipes.dual_uncertainty import PRESETS
 
@@ -68,20 +69,18 @@ def test_balanced_differs_from_paper_in_what_keeps_the_foreground():
         assert set(found.values()) == {0.0}
 
 
-def test_averaged_differs_from_balanced_in_its_teacher_and_in_how_much_it_is_trusted():
+def test_averaged_differs_from_balanced_in_its_teacher_and_in_what_the_nets_see():
     balanced, averaged = vars(PRESETS["balanced"]), vars(PRESETS["averaged"])
     assert {name: averaged[name] for name in balanced if balanced[name] != averaged[name]} == {
         "teacher": "average",
         "targets": "soft",
+        "mix_side": 0.5,
         "disagreement_weight": 1.0,
-        "rectified_weight": 0.5,
-        "filtered_weight": 0.5,
-        "pseudo_dice_weight": 0.5,
     }
 
 
 def test_averages_judge_the_weak_view_and_the_nets_see_the_strong_one():
-    recipe = DualUncertainty(small_nets(), preset="averaged")
+    recipe = DualUncertainty(small_nets(), preset="averaged", mix_side=0.0)
     batch = small_batch(3)
     seen = {"student": [], "teacher": []}
     for kind, nets in (("student", recipe.students), ("teacher", recipe.teachers)):
@@ -96,7 +95,7 @@ def test_averages_judge_the_weak_view_and_the_nets_see_the_strong_one():
 
 
 def test_both_nets_learn_from_the_mean_of_the_averages():
-    recipe = DualUncertainty(small_nets(), preset="averaged", contrast_weight=0.0, filtered_weight=0.0)
+    recipe = DualUncertainty(small_nets(), preset="averaged", mix_side=0.0, contrast_weight=0.0, filtered_weight=0.0)
     batch = small_batch(4)
     terms = recipe(batch, 1.0)
     with torch.no_grad():
@@ -108,6 +107,49 @@ def test_both_nets_learn_from_the_mean_of_the_averages():
         torch.testing.assert_close(terms[f"pseudo_dice/{name}"].value, expected)
         assert gradients(terms[f"rectified/{name}"].value, recipe)[name] > 0
     assert not any(parameter.requires_grad for parameter in recipe.teachers.parameters())
+
+
+class Pointwise(torch.nn.Module):
+    """Logits of a voxel from that voxel alone: a net that does not mind where a voxel lies."""
+
+    classes, channels = 2, 1
+
+    def __init__(self):
+        super().__init__()
+        self.slope = torch.nn.Parameter(torch.tensor([[-1.0], [2.0]]))
+
+    def forward(self, images):
+        return NetOutput(torch.einsum("kc,bc...->bk...", self.slope, images), images)
+
+
+def test_pseudo_labels_follow_the_voxels_into_mixed_views():
+    # to a net that does not mind where a voxel lies, mixed volumes are volumes like others
+    batch = small_batch(5)
+    recipe = DualUncertainty({"first": Pointwise(), "second": Pointwise()}, preset="averaged", contrast_weight=0.0)
+    torch.manual_seed(3)
+    terms = recipe(batch, 1.0)
+    torch.manual_seed(3)
+    view, _ = recipe._mixed(batch)
+    assert not torch.equal(view.strong[0], batch.unlabelled)
+    recipe.config = dataclasses.replace(recipe.config, mix_side=0.0)
+    expected = recipe(dataclasses.replace(batch, unlabelled=view.strong[0]), 1.0)
+    torch.testing.assert_close(terms["rectified/first"].value, expected["rectified/first"].value)
+    torch.testing.assert_close(terms["pseudo_dice/first"].value, expected["pseudo_dice/first"].value)
+
+
+def test_padding_goes_with_the_voxels():
+    recipe = DualUncertainty(small_nets(), preset="averaged")
+    batch = small_batch(6)
+    valid = torch.zeros_like(batch.unlabelled[:, 0], dtype=torch.bool)
+    valid[0] = True
+    mixed, as_mixed = recipe._mixed(dataclasses.replace(batch, valid=valid))
+    assert torch.equal(mixed.valid, as_mixed(valid))
+    assert 0 < int(mixed.valid[1].sum()) < mixed.valid[1].numel()
+
+
+def test_peers_do_not_judge_mixed_volumes():
+    with pytest.raises(ValueError, match=r"mix_side is 0\.5 with teacher 'peer'"):
+        DualUncertainty(small_nets(), preset="balanced", mix_side=0.5)
 
 
 def test_averages_move_with_applied_steps_only():
