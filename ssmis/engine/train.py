@@ -15,6 +15,7 @@ from ssmis.data import Augment, Cache, Case, DataError, Plan, Split, find_datase
 from ssmis.data.layouts import Dataset
 from ssmis.data.splits import make_split, read_split, write_split
 from ssmis.engine.config import FitConfig
+from ssmis.engine.distributed import World, join, together
 from ssmis.engine.fit import FitResult, fit
 from ssmis.engine.protocol import Protocol
 from ssmis.engine.runtime import pick_device
@@ -48,6 +49,8 @@ def train(
         tell: called with lines about what was found and decided.
         options: of `TrainOptions`.
 
+    Of the processes that `torchrun` starts, the first one plans, writes and tells; the others read what it wrote.
+
     Raises:
         DataError: something is wrong with the data; what, by file name.
         FileExistsError: the run folder holds a run, and `resume` is not set.
@@ -55,19 +58,15 @@ def train(
     """
     chosen = data if isinstance(data, TrainOptions) else TrainOptions(data=str(data), **options)
     chosen = resolved(chosen)
+    world = join()
+    with together(world):
+        return _train(chosen, tell if world.main else lambda text: None, world)
+
+
+def _train(chosen: TrainOptions, tell: Callable[[str], object], world: World) -> TrainResult:
     folder = Path(str(chosen.out))
-    dataset = find_dataset(chosen.data)
-    tell(f"{dataset.layout} in {dataset.root}: {len(dataset.labelled)} labelled, {len(dataset.unlabelled)} unlabelled")
-    started = (folder / "plan.json").is_file() and (folder / "split" / "labelled.list").is_file()
-    if started and not chosen.resume and (folder / "checkpoints" / "last.pt").exists():
-        raise FileExistsError(f"{folder} holds a run already; add --resume, or choose another folder with --out")
-    if started and chosen.resume:
-        plan, split = Plan.read(folder / "plan.json"), read_split(dataset, folder / "split")
-    else:
-        plan, split = _planned(dataset, chosen, folder)
-    for line in _about(plan, split):
-        tell(line)
-    cache = _cache(plan, [*split.labelled, *split.unlabelled], folder.parent / "cache", progress=chosen.progress)
+    with world.main_first():
+        plan, split, cache = _prepared(chosen, tell, folder, main=world.main)
     protocol = _protocol(plan, split, chosen)
     torch.manual_seed(chosen.seed)
     recipe = build_recipe(chosen, plan)
@@ -82,9 +81,28 @@ def train(
         resume=chosen.resume,
         facts=facts,
         held_out=[*split.val, *split.test],
-        progress=chosen.progress,
+        progress=chosen.progress and world.main,
     )
     return TrainResult(folder, plan, split, result)
+
+
+def _prepared(
+    chosen: TrainOptions, tell: Callable[[str], object], folder: Path, *, main: bool
+) -> tuple[Plan, Split, Cache]:
+    """Plan, split and cache: made and written by the first process, read by the others and by a resumed run."""
+    dataset = find_dataset(chosen.data)
+    tell(f"{dataset.layout} in {dataset.root}: {len(dataset.labelled)} labelled, {len(dataset.unlabelled)} unlabelled")
+    started = (folder / "plan.json").is_file() and (folder / "split" / "labelled.list").is_file()
+    if main and started and not chosen.resume and (folder / "checkpoints" / "last.pt").exists():
+        raise FileExistsError(f"{folder} holds a run already; add --resume, or choose another folder with --out")
+    if (started and chosen.resume) or not main:
+        plan, split = Plan.read(folder / "plan.json"), read_split(dataset, folder / "split")
+    else:
+        plan, split = _planned(dataset, chosen, folder)
+    for line in _about(plan, split):
+        tell(line)
+    cases = [*split.labelled, *split.unlabelled]
+    return plan, split, _cache(plan, cases, folder.parent / "cache", progress=chosen.progress and main)
 
 
 def resolved(options: TrainOptions) -> TrainOptions:

@@ -18,6 +18,7 @@ from ssmis.data import Augment, BatchMaker, TwoStreamSampler
 from ssmis.data.batch import Batch
 from ssmis.data.cache import Entry
 from ssmis.engine import FitConfig, fit
+from ssmis.engine.train import train as train_own
 from ssmis.registry import RECIPES
 
 ONE_NET = ("mean_teacher",)
@@ -121,6 +122,19 @@ def terminated(rank, folder):
 
     config = FitConfig(steps=1000, learning_rate=0.05, precision="fp32", checkpoint_every=1000)
     return train("supervised", folder, config, batches=batches)
+
+
+def train_folder(rank, folder, data, told):
+    """What `ssmis train` calls, on a folder of scans; the first process takes its time to write what others read."""
+    if rank == 0:
+        time.sleep(0.3)
+    lines: list[str] = []
+    options = {"recipe": "mean_teacher", "nets": ["unet"], "steps": 2, "width": 2, "precision": "fp32", "test": "1"}
+    try:
+        done = train_own(str(data), lines.append, out=str(folder), progress=False, device="cpu", **options)
+    finally:
+        (told / str(rank)).write_text("\n".join(lines))
+    return [case.id for case in done.split.labelled], done.plan, done.fit.recipe.state_dict()
 
 
 def in_processes(job, folder: Path, *args, size: int = 2, **kwargs) -> list:

@@ -11,6 +11,7 @@ from engine.processes import CONFIG, in_processes, make, train
 
 from ssmis.data import Batch
 from ssmis.engine import PeerError, World, fit, join, load_checkpoint, parse_shard, shard
+from ssmis.engine.demo import write_demo
 from ssmis.registry import RECIPES
 
 pytestmark = pytest.mark.timeout(900)  # of a machine with much else to do; `processes.TIMEOUT` comes before
@@ -142,6 +143,20 @@ def test_sigterm_to_one_process_ends_all_with_a_checkpoint(tmp_path):
     assert first.code == second.code == 143
     step = load_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")["step"]
     assert rows(tmp_path / "run" / "metrics.csv")[-1]["step"] == str(step - 1)
+
+
+def test_a_folder_of_scans_is_planned_by_the_first_process_and_trained_by_all(tmp_path):
+    """`ssmis train` under torchrun: one plan, one split, one log, the same weights; and one error for all."""
+    data = write_demo(tmp_path / "data", labelled=3, unlabelled=2, size=(16, 16, 16))
+    first, second = in_processes(processes.train_folder, tmp_path / "run", data, tmp_path)
+    assert first[:2] == second[:2]
+    assert all(torch.equal(value, second[2][key]) for key, value in first[2].items())
+    assert "split: 2 labelled" in (tmp_path / "0").read_text()
+    assert (tmp_path / "1").read_text() == ""
+    assert [row["step"] for row in rows(tmp_path / "run" / "metrics.csv")] == ["0", "1"]
+    again = in_processes(processes.train_folder, tmp_path / "run", data, tmp_path)
+    assert [type(error) for error in again] == [FileExistsError, PeerError]
+    assert all("holds a run already" in str(error) for error in again)
 
 
 def test_a_batch_that_does_not_divide_into_micro_steps_is_refused(tmp_path):
