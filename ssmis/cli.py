@@ -5,12 +5,13 @@ import inspect
 import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from ssmis import options as o
+from ssmis._optional import require
 
 USAGE = """usage: ssmis COMMAND ... (ssmis COMMAND --help has the options)
 
@@ -31,6 +32,7 @@ Each command is one Python function with the same options, such as ssmis.train(D
 
 POSITIONAL = {"data": None, "run": None, "runs": "+", "inputs": "+"}
 SHORT = {"out": "-o"}
+CONFIG_BYTES = 2**16  # of a file of options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -105,6 +107,9 @@ def parse(command: str, kind: type[Any], words: Sequence[str]) -> Any:
         else:
             short = [SHORT[field.name]] if field.name in SHORT else []
             parser.add_argument(*short, *flags, type=hints[field.name], default=default, help=text)
+    configs = [path for path in config_files(words) if path.exists()]
+    for path in configs:
+        check_config(path, [field.name for field in fields(kind)])
     try:
         found = vars(parser.parse_args(_named(words, positional)))
     except jsonargparse.ArgumentError as error:
@@ -112,12 +117,54 @@ def parse(command: str, kind: type[Any], words: Sequence[str]) -> Any:
         if wrong := re.search(r'Parser key "(\w+)".* Given value: (.*)$', told):
             kind_of = str(hints.get(wrong[1], "another type")).replace("<class '", "").replace("'>", "")
             told = f"{wrong[1]} is {wrong[2]!r}; expected {kind_of}"
+        if configs:
+            told += f" (on the command line or in {', '.join(map(str, configs))})"
         raise ValueError(f"{command}: {told}") from error
     values = {field.name: found[field.name] for field in fields(kind)}
     for name in POSITIONAL:
         if name in values and not values[name]:
             raise ValueError(f"{command} needs {name.upper()}; see ssmis {command} --help")
     return kind(**values)
+
+
+def config_files(words: Sequence[str]) -> Iterator[Path]:
+    """The files that `--config` names among the words of a command."""
+    for index, word in enumerate(words):
+        if word == "--config" and index + 1 < len(words):
+            yield Path(words[index + 1])
+        elif word.startswith("--config="):
+            yield Path(word.partition("=")[2])
+
+
+def check_config(path: Path | str, known: Collection[str]) -> None:
+    """Raise ValueError, naming the file, unless it is a mapping from `known` options to scalars and lists of them.
+
+    Anchors, tags and further depth are refused before anything is built: a few hundred bytes of them can stand for
+    more than there is memory.
+    """
+    yaml = require("yaml", extra="medical", purpose="files of options")
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        if size > CONFIG_BYTES:
+            raise ValueError(f"it has {size} bytes; expected at most {CONFIG_BYTES}")
+        text = path.read_text(encoding="utf-8")
+        depth = 0
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            if getattr(event, "anchor", None) is not None:
+                raise ValueError(f"line {event.start_mark.line + 1} has an anchor or an alias; expected plain values")
+            if getattr(event, "tag", None) is not None:
+                raise ValueError(f"line {event.start_mark.line + 1} has the tag {event.tag!r}; expected plain values")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > 2 or (depth == 2 and isinstance(event, yaml.MappingStartEvent)):
+                raise ValueError(f"line {event.start_mark.line + 1} is nested; expected options, one a line")
+        found = yaml.safe_load(text)
+        if not isinstance(found, dict):
+            raise ValueError(f"it holds a {type(found).__name__}; expected options, one a line, such as 'steps: 600'")
+        if wrong := [name for name in found if not isinstance(name, str) or name not in known]:
+            raise ValueError(f"there is no option {wrong[0]!r}; expected some of {', '.join(known)}")
+    except Exception as error:  # the parser raises whatever the text brings about
+        raise ValueError(f"{path}: cannot be read as options: {' '.join(str(error).split())}") from error
 
 
 def _named(words: Sequence[str], positional: Sequence[str]) -> list[str]:
@@ -143,6 +190,7 @@ def _inspect(words: Sequence[str]) -> int:
 
 
 def _train(words: Sequence[str]) -> int:
+    from ssmis.engine.distributed import join
     from ssmis.engine.train import resolved, train
 
     chosen = resolved(parse("train", o.TrainOptions, words))
@@ -151,6 +199,8 @@ def _train(words: Sequence[str]) -> int:
     except KeyboardInterrupt:
         again = ["ssmis", "train", "--config", f"{chosen.out}/config.yaml", "--resume"]
         return fail(f"interrupted; continue with: {shlex.join(again)}", status=130)
+    if not join().main:  # of several processes the first one tells
+        return 0
     say(f"trained in {done.fit.minutes:.1f} minutes, {done.fit.peak_memory_mb:.0f} MB: {done.folder}")
     if done.split.test or done.split.val:
         suggest("evaluate", str(done.folder), *([] if done.split.test else ["--cases", "val"]))

@@ -2,6 +2,10 @@
 """Options of the commands, and of the functions behind them: light, so that `--help` is quick."""
 
 from dataclasses import dataclass
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -176,3 +180,31 @@ class DemoOptions:
     steps: int = 60
     device: str = "auto"
     progress: bool = True
+
+
+def checked(kind: type[T], values: object) -> T:
+    """Build options from what a JSON file holds.
+
+    Raises:
+        ValueError: it is no object, or an entry is missing, unknown, or of another type.
+    """
+    if not isinstance(values, dict):
+        raise ValueError(f"it holds a {type(values).__name__}; expected an object")
+    hints = get_type_hints(kind)
+    for name, value in values.items():
+        if name not in hints:
+            raise ValueError(f"there is no option {name!r}")
+        if not _fits(value, hints[name]):
+            raise ValueError(f"{name} is {str(value)[:200]!r}; expected {hints[name]}")
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ValueError(str(error)) from error
+
+
+def _fits(value: object, hint: Any) -> bool:
+    if isinstance(hint, UnionType):
+        return any(_fits(value, one) for one in get_args(hint))
+    if get_origin(hint) is list:
+        return isinstance(value, list) and all(_fits(item, get_args(hint)[0]) for item in value)
+    return type(value) is hint or (hint is float and type(value) is int) or (value is None and hint is type(None))

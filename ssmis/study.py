@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ssmis.data import Batch, Case, Split
+from ssmis.data.texts import read_json
 from ssmis.engine import PROTOCOLS, BestOnValidation, FitResult, Protocol, fit
 from ssmis.engine.budget import seconds_per_step, steps_for
 from ssmis.engine.lock import locked
@@ -141,7 +142,7 @@ class _Plan:
 
     def facts(self, seeds: Sequence[int], against: Sequence[str]) -> dict[str, Any]:
         """What `study.json` holds; steps that it has already are kept."""
-        old = json.loads(path.read_text(encoding="utf-8")) if (path := self.out / "study.json").is_file() else {}
+        old = read_json(path) if (path := self.out / "study.json").is_file() else {}
         fixed = {
             "protocol": self.protocol.name or "of its own",
             "labelled": len(self.split.labelled),
@@ -192,7 +193,7 @@ class _Plan:
         facts = protocol.facts(labelled=self.split.labelled, unlabelled=unlabelled, validation=self.split.val)
         facts |= {"row": cell.row, "recipe": described(recipe)}
         if cell.result:
-            record = json.loads((cell.folder / "protocol.json").read_text(encoding="utf-8"))
+            record = read_json(cell.folder / "protocol.json")
             settings = json.loads(json.dumps({"fit": asdict(config), **facts}))
             if changed := changed_settings({name: record.get(name) for name in settings}, settings):
                 raise ValueError(f"{cell.folder} was made with other settings: {changed}")
@@ -219,7 +220,7 @@ class _Plan:
         if best is not None:
             folder = cell.folder / "best"
             folder.mkdir(exist_ok=True)
-            record = json.loads((cell.folder / "protocol.json").read_text(encoding="utf-8"))
+            record = read_json(cell.folder / "protocol.json")
             del record["evaluation"]
             flatters = not self.split.test
             record |= {"checkpoint": "best_on_scored" if flatters else "best_on_validation", "step": best.step}

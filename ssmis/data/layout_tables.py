@@ -2,17 +2,19 @@
 """Layouts that a text file tells: CSV and JSON tables, and HDF5 volumes with list files."""
 
 import csv
-import json
+import io
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ssmis.data.cases import Case, DataError
+from ssmis.data.cases import Case, DataError, check_name
 from ssmis.data.families import FAMILIES
 from ssmis.data.la import read_list
 from ssmis.data.layouts import Dataset
 from ssmis.data.scans import stem_of
+from ssmis.data.texts import read_json, read_text
 
 TABLES = ("cases.csv", "cases.tsv", "cases.json", "dataset.csv", "data.csv")
 ROLES = {"train": "train", "training": "train", "": "train", "val": "val", "valid": "val", "validation": "val",
@@ -28,12 +30,13 @@ def table_in(root: Path) -> Dataset | None:
 def table(path: Path) -> Dataset:
     """Read a table with a line a case: `image`, and perhaps `label`, `split`, `id`, `subject`, `spacing_mm`.
 
-    Paths are relative to the table. Several channels are separated by `;`, and so are the lengths of `spacing_mm`. An
-    empty label is an unlabelled case. JSON holds a list of objects with these keys, or such a list under "cases".
+    Paths are relative to the table, and do not leave its folder. Several channels are separated by `;`, and so are the
+    lengths of `spacing_mm`. An empty label is an unlabelled case. JSON holds a list of objects with these keys, or such
+    a list under "cases".
 
     Raises:
-        DataError: the table cannot be read, lacks the column `image`, or names a file that is not there; a split that
-            is none.
+        DataError: the table cannot be read, lacks the column `image`, or names a file that is not there or lies
+            outside of the table's folder; a split or a spacing that is none.
     """
     rows = _json_rows(path) if path.suffix == ".json" else _csv_rows(path)
     cases, roles = [], {}
@@ -41,21 +44,18 @@ def table(path: Path) -> Dataset:
         where = f"{path}, case {number}"
         if not row.get("image"):
             raise DataError(f"{where}: there is no 'image'; the columns are {', '.join(row)}")
-        files = [path.parent / name.strip() for name in row["image"].split(";")]
-        label = path.parent / row["label"] if row.get("label") else None
-        for file in (*files, *([label] if label else [])):
-            if not file.is_file():
-                raise DataError(f"{where}: there is no file {file}")
+        files = [file_of(path, name.strip(), where) for name in row["image"].split(";")]
+        label = file_of(path, row["label"], where) if row.get("label") else None
         role = ROLES.get(row.get("split", "").lower())
         if role is None:
             raise DataError(f"{where}: the split is {row['split']!r}; expected train, val, test or nothing")
         if row.get("split", "").lower() in ("unlabelled", "unlabeled"):
             label = None
         try:
-            spacing = tuple(float(mm) for mm in re.split("[;x ]+", row["spacing_mm"])) if row.get("spacing_mm") else ()
+            spacing = tuple(map(_length, re.split("[;x ]+", row["spacing_mm"]))) if row.get("spacing_mm") else ()
         except ValueError as error:
             raise DataError(f"{where}: spacing_mm is {row['spacing_mm']!r}; expected lengths as 0.5;0.5;3") from error
-        name = row.get("id") or stem_of(files[0])
+        name = check_name(row.get("id") or stem_of(files[0]), where)
         cases.append(Case(name, files[0], label, spacing, tuple(files[1:]), row.get("subject", "")))
         roles[name] = role
     return Dataset(f"table {path.name}", path, tuple(cases), roles)
@@ -100,35 +100,55 @@ def pixel_sizes(root: Path) -> dict[str, tuple[float, float]]:
     else:
         return {}
     rows = _csv_rows(path)
-    name = next(iter(rows[0])) if rows else ""
+    name = next(iter(rows[0]), "") if rows else ""
     size = next((column for column in (rows[0] if rows else ()) if re.search("pixel|spacing", column)), None)
     if size is None:
         raise DataError(f"{path}: there is no column with 'pixel' or 'spacing' in its name")
     try:
-        return {row[name]: (float(row[size]), float(row[size])) for row in rows if row[name]}
+        return {row[name]: (_length(row[size]), _length(row[size])) for row in rows if row[name]}
     except ValueError as error:
         raise DataError(f"{path}: {error}") from error
 
 
-def _csv_rows(path: Path) -> list[dict[str, str]]:
+def file_of(table: Path, name: str, where: str) -> Path:
+    """The file that a table names, relative to it.
+
+    Raises:
+        DataError: it is not there, or not inside of the table's folder.
+    """
+    file = table.parent / check_name(name, where)
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as text ({error})") from error
+        there = file.is_file()
+    except (OSError, ValueError):  # a name that is too long
+        there = False
+    if not there:
+        raise DataError(f"{where}: there is no file {file}")
+    return file
+
+
+def _csv_rows(path: Path) -> list[dict[str, str]]:
+    text = read_text(path)
     head = text.split("\n", 1)[0]
-    reader = csv.DictReader(text.splitlines(), delimiter=max(",;\t", key=head.count), restval="")
-    return [{str(key).strip().lower(): _text(value) for key, value in row.items() if key} for row in reader]
+    reader = csv.DictReader(io.StringIO(text), delimiter=max(",;\t", key=head.count), restval="")
+    try:
+        return [{str(key).strip().lower(): _text(value) for key, value in row.items() if key} for row in reader]
+    except csv.Error as error:
+        raise DataError(f"{path}: cannot be read as a table ({error})") from error
 
 
 def _json_rows(path: Path) -> list[dict[str, str]]:
-    try:
-        rows: Any = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path}: this is no JSON ({error})") from error
+    rows = read_json(path, (list, dict))
     rows = rows.get("cases") if isinstance(rows, Mapping) else rows
     if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
         raise DataError(f"{path}: expected a list of objects with 'image' and 'label', or such a list under 'cases'")
     return [{str(key).lower(): _text(value) for key, value in row.items()} for row in rows]
+
+
+def _length(text: str) -> float:
+    length = float(text)
+    if not 0 < length < math.inf:
+        raise ValueError(f"{text!r} is no length")
+    return length
 
 
 def _text(value: Any) -> str:

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Layouts that are told by folders and names: MSD, nnU-Net, BIDS, images beside labels."""
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ssmis.data.cases import Case, DataError
-from ssmis.data.layout_tables import pixel_sizes
+from ssmis.data.layout_tables import file_of, pixel_sizes
 from ssmis.data.layouts import IMAGES, LABELS, UNLABELLED, Dataset
 from ssmis.data.scans import stem_of, suffix_of
+from ssmis.data.texts import read_json
 
 _LABEL_ENDINGS = r"[_.-](seg(mentation)?|labels?|mask|gt|annotation|dseg|roi)([_.-]?manual)?$"
 _CHANNEL = re.compile(r"_(\d{4})$")
@@ -23,14 +24,11 @@ def msd(root: Path) -> Dataset | None:
         return None
     cases, roles = [], {}
     for entry in info["training"]:
-        pair = entry if isinstance(entry, dict) else {"image": entry}
-        if "image" not in pair:
-            raise DataError(f"{root / 'dataset.json'}: the training entry {entry!r} has no 'image'")
-        label = pair.get("label")
-        cases.append(_case(root / pair["image"], root / label if label else None, root / "dataset.json"))
-    for entry in info.get("test") or []:
-        case = _case(root / (entry["image"] if isinstance(entry, dict) else entry), None, root / "dataset.json")
-        cases.append(case)
+        cases.append(_case(entry, root / "dataset.json", "training"))
+    tests = info.get("test") or []
+    for entry in tests if isinstance(tests, list) else [tests]:
+        case = _case(entry, root / "dataset.json", "test")
+        cases.append(replace(case, label=None))
         roles[case.id] = "test"
     listed = {case.image.resolve() for case in cases}
     cases += [Case(stem_of(path), path, None, ()) for path in _scans(root, UNLABELLED) if path.resolve() not in listed]
@@ -126,11 +124,15 @@ def _paired(
     return Dataset(layout, root, tuple(cases), notes=tuple(notes))
 
 
-def _case(image: Path, label: Path | None, source: Path) -> Case:
-    for path in (image, label):
-        if path is not None and not path.is_file():
-            raise DataError(f"{path}: there is no such file; {source.name} names it")
-    return Case(stem_of(image), image, label, ())
+def _case(entry: Any, source: Path, role: str) -> Case:
+    pair = entry if isinstance(entry, dict) else {"image": entry}
+    image, label = pair.get("image"), pair.get("label")
+    if not isinstance(image, str) or not (label is None or isinstance(label, str)):
+        raise DataError(f"{source}: the {role} entry {str(entry)[:200]!r} has no 'image', or names that are no text")
+    files = [file_of(source, name, f"{source}, {role}") for name in (image, label) if name]
+    if not image or not suffix_of(files[0]):
+        raise DataError(f"{source}: the {role} entry {image!r} is no image")
+    return Case(stem_of(files[0]), files[0], files[1] if label else None, ())
 
 
 def _by_case(files: Iterable[Path], name_of: Any = stem_of) -> Mapping[str, list[Path]]:
@@ -175,12 +177,10 @@ def _info(root: Path) -> dict[str, Any] | None:
     path = root / "dataset.json"
     if not path.is_file():
         return None
-    try:
-        info = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path}: this is no JSON ({error})") from error
-    if not isinstance(info, dict):
-        raise DataError(f"{path}: expected an object with 'labels' and 'training'")
+    info: dict[str, Any] = read_json(path)
+    for name in ("labels", "channel_names", "modality"):
+        if not isinstance(info.get(name) or {}, dict):
+            raise DataError(f"{path}: {name!r} is a {type(info[name]).__name__}; expected an object")
     return info
 
 
@@ -188,7 +188,7 @@ def _names(info: Mapping[str, Any]) -> dict[int, str]:
     """Both spellings: MSD has value -> name, nnU-Net name -> value (regions are lists: left out)."""
     names: dict[int, str] = {}
     for key, value in (info.get("labels") or {}).items():
-        if str(key).lstrip("-").isdigit():
+        if re.fullmatch(r"-?[0-9]{1,9}", key):
             names[int(key)] = str(value)
         elif isinstance(value, int):
             names[value] = str(key)

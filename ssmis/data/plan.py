@@ -2,7 +2,8 @@
 """What happens to an image before a net sees it, decided from the training cases and kept with the run."""
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ssmis._checks import check_choice
-from ssmis.data.cases import Case, DataError, Volume
+from ssmis.data.cases import Case, DataError, Volume, check_size
 from ssmis.data.regrid import resample_labels, resample_maps, resampled_size
 from ssmis.data.scans import case_labels, case_scan
+from ssmis.data.texts import read_json
 
 INTENSITIES = ("zscore", "clip", "unit")
 VERSION = 1
+NET_BYTES = 2**31  # of one convolution at each level
 
 
 @dataclass(frozen=True)
@@ -196,9 +199,15 @@ class Plan:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Plan":
-        """Build from what `asdict` or a JSON file gives."""
+        """Build from what `asdict` or a JSON file gives.
+
+        Raises:
+            ValueError, KeyError, TypeError: an entry is missing, unknown, or cannot be one of a plan.
+        """
         own = {name: _tuples(value) for name, value in values.items() if name not in ("version", "channels")}
-        return cls(channels=tuple(Channel(**channel) for channel in values["channels"]), **own)
+        plan = cls(channels=tuple(Channel(**channel) for channel in values["channels"]), **own)
+        _check_sound(plan)
+        return plan
 
     @classmethod
     def read(cls, path: Path | str) -> "Plan":
@@ -211,7 +220,7 @@ class Plan:
         if not path.is_file():
             raise DataError(f"{path}: there is no such file; expected a run folder that ssmis train wrote")
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = read_json(path)
             if values["version"] > VERSION:
                 raise DataError(f"{path} has version {values['version']}; this ssmis reads up to {VERSION}")
             return cls.from_dict(values)
@@ -226,6 +235,48 @@ def _float32(image: NDArray[Any] | Tensor) -> Tensor:
     if isinstance(image, Tensor):
         return image.to(torch.float32, copy=True)
     return torch.from_numpy(np.array(image, dtype=np.float32, order="C"))
+
+
+def _check_sound(plan: Plan) -> None:
+    """Raise ValueError for what no plan has, before nets of it are built."""
+
+    def whole(value: Any, most: int = 2**31) -> bool:
+        return type(value) is int and 0 < value <= most
+
+    def real(value: Any) -> bool:
+        return type(value) in (int, float) and math.isfinite(value)
+
+    def each(value: Any, length: int, fits: Callable[[Any], bool]) -> bool:
+        return isinstance(value, tuple) and len(value) == length and all(map(fits, value))
+
+    axes, levels = plan.dims, len(plan.widths) if isinstance(plan.widths, tuple) else 0
+    classes = len(plan.label_values) if isinstance(plan.label_values, tuple) else 0
+    sound = {
+        "dims": axes in (2, 3) and type(axes) is int,
+        "channels": 0 < len(plan.channels) <= 1024
+        and all(
+            isinstance(own.name, str) and all(map(real, (own.low, own.high, own.mean, own.std))) and own.std >= 0
+            for own in plan.channels
+        ),
+        "label_values": 1 < classes <= 2**16 and all(type(value) is int and value >= 0 for value in plan.label_values),
+        "label_names": each(plan.label_names, classes, lambda name: isinstance(name, str)),
+        "spacing_mm": each(plan.spacing_mm, axes, lambda mm: real(mm) and mm > 0),
+        "size": each(plan.size, axes, whole),
+        "patch": each(plan.patch, axes, whole),
+        "batch": whole(plan.batch),
+        "widths": 0 < levels <= 16 and each(plan.widths, levels, lambda width: whole(width, 2**16)),
+        **{
+            name: each(value, count, lambda own: each(own, axes, lambda length: whole(length, 64)))
+            for name, value, count in (("pooling", plan.pooling, levels - 1), ("kernels", plan.kernels, levels))
+        },
+    }
+    for name, fine in sound.items():
+        if not fine:
+            raise ValueError(f"{name} is {str(getattr(plan, name))[:200]}, which is none of a plan")
+    check_size(plan.patch, "patch")
+    weights = sum(4 * width**2 * math.prod(kernel) for width, kernel in zip(plan.widths, plan.kernels))
+    if weights > NET_BYTES:
+        raise ValueError(f"widths are {plan.widths}, convolutions of {weights} bytes; expected at most {NET_BYTES}")
 
 
 def _tuples(value: Any) -> Any:

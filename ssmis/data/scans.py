@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images and label maps in files: NIfTI (and what else nibabel reads) and pictures, in and out on their own grid."""
 
-import zlib
+import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from ssmis._optional import require
 from ssmis.data.cases import Case, DataError
 from ssmis.data.grid import Grid
+from ssmis.data.headers import DEFLATE, open_volume
 from ssmis.data.held_out import check_open
 from ssmis.data.la import load_la
 
@@ -20,8 +22,6 @@ VOLUMES = (".nii.gz", ".nii", ".hdr", ".img", ".mgz", ".mgh", ".mnc")
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 HDF5 = (".h5", ".hdf5")
 SAME_PLACE = 0.1  # voxels: files of one scan that were written by two programs differ by less
-
-_DAMAGE = (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, OverflowError, MemoryError, SyntaxError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,10 +52,9 @@ def read_grid(path: Path | str, *, spacing_mm: Sequence[float] = ()) -> tuple[Gr
     path = _existing(path)
     if suffix_of(path) in PICTURES:
         with _picture(path) as picture:
-            shape = picture.size[::-1]
-            grid = Grid(shape, tuple(spacing_mm) or (1.0, 1.0))
+            grid = Grid(picture.size[::-1], tuple(spacing_mm) or (1.0, 1.0))
             return grid, len(picture.getbands()), str(picture.mode)
-    image = _nibabel(path)
+    image = open_volume(path, _format(path))
     return _grid(image, path), _channels(image.shape, path), str(image.get_data_dtype())
 
 
@@ -121,7 +120,8 @@ def read_labels(path: Path | str, grid: Grid, *, image: Path | str = "") -> NDAr
 def _whole(values: NDArray[Any], path: Path) -> NDArray[np.int32]:
     """Label values as int32; what is a hair beside a whole number is one."""
     if values.dtype.kind == "f":
-        wrong = np.unique(values[~np.isclose(np.rint(values), values, atol=1e-3, rtol=0)])  # NaN too
+        with np.errstate(invalid="ignore"):
+            wrong = np.unique(values[~np.isclose(np.rint(values), values, atol=1e-3, rtol=0)])  # NaN too
         if len(wrong):
             raise DataError(f"{path}: the label has values {wrong[:8].tolist()}; expected whole numbers")
         values = np.rint(values)
@@ -173,7 +173,7 @@ def _of_file(case: Case) -> Case:
     try:
         with h5py.File(case.image, "r") as file:
             dims = file["image"].ndim
-    except _DAMAGE as error:
+    except Exception as error:  # h5py raises whatever the damage brings about
         raise DataError(f"{case.image}: cannot be read as HDF5, perhaps truncated ({error})") from error
     return replace(case, spacing_mm=(1.0,) * dims)
 
@@ -229,21 +229,13 @@ def _existing(path: Path | str) -> Path:
     return path
 
 
-def _nibabel(path: Path) -> Any:
-    nib = require("nibabel", extra="medical", purpose="reading NIfTI")
-    try:
-        return nib.load(path)
-    except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, *_DAMAGE) as error:
-        raise DataError(f"{path}: cannot be read as {_format(path)} ({error})") from error
-
-
 def _read_volume(path: Path) -> Scan:
-    image = _nibabel(path)
+    image = open_volume(path, _format(path))
     grid = _grid(image, path)
     channels = _channels(image.shape, path)
     try:
         values = np.asarray(image.dataobj)
-    except _DAMAGE as error:
+    except Exception as error:  # as above
         raise DataError(f"{path}: cannot be read as {_format(path)}, perhaps truncated ({error})") from error
     if values.dtype.kind not in "biuf":
         raise DataError(f"{path}: the voxels have type {values.dtype}; expected real numbers")
@@ -255,12 +247,12 @@ def _grid(image: Any, path: Path) -> Grid:
     shape = tuple(int(n) for n in image.shape)
     if len(shape) < 2 or min(shape) < 1:
         raise DataError(f"{path}: the image has shape {shape}; expected three axes of at least one voxel")
-    affine = image.affine if image.affine is not None else np.eye(4)
     space = (*shape, 1)[:3]
     try:
+        affine = image.affine if image.affine is not None else np.eye(4)
         spacing = tuple(np.linalg.norm(np.asarray(affine, dtype=np.float64)[:3, :3], axis=0).tolist())
         return Grid(space, spacing, np.asarray(affine, dtype=np.float64), image.header)
-    except ValueError as error:
+    except (ValueError, ArithmeticError) as error:
         raise DataError(f"{path}: {error}") from error
 
 
@@ -274,25 +266,38 @@ def _channels(shape: Sequence[int], path: Path) -> int:
 def _picture(path: Path) -> Any:
     pillow = require("PIL.Image", extra="medical", purpose="reading pictures")
     try:
-        return pillow.open(path)
-    except (pillow.UnidentifiedImageError, pillow.DecompressionBombError, *_DAMAGE) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", pillow.DecompressionBombWarning)  # an error, here
+            picture = pillow.open(path)
+    except Exception as error:  # pillow raises whatever the damage brings about
         raise DataError(f"{path}: cannot be read as a picture ({error})") from error
+    pixels, most = math.prod(picture.size), pillow.MAX_IMAGE_PIXELS
+    if suffix_of(path) == ".png":
+        most = min(most or pixels, 8 * DEFLATE * path.stat().st_size)  # of one bit each
+    if most is not None and not 0 < pixels <= most:
+        picture.close()
+        raise DataError(f"{path}: the picture declares {picture.size}, {pixels} pixels; expected 1 to {most}")
+    return picture
 
 
 def _read_picture(path: Path, spacing_mm: Sequence[float]) -> Scan:
     with _picture(path) as picture:
-        frames = getattr(picture, "n_frames", 1)
-        if frames > 1:
-            raise DataError(f"{path}: the picture has {frames} pages; expected one, or save the stack as NIfTI")
         try:
+            frames = getattr(picture, "n_frames", 1)
+            if frames > 1:
+                raise DataError(f"{path}: the picture has {frames} pages; expected one, or save the stack as NIfTI")
             values = np.asarray(picture)
-        except _DAMAGE as error:
+        except DataError:
+            raise
+        except Exception as error:  # as above
             raise DataError(f"{path}: cannot be read as a picture, perhaps truncated ({error})") from error
         if picture.mode in ("LA", "RGBA", "PA"):
             values = values[..., :-1]  # what is transparent has a colour all the same
     if values.ndim == 3 and values.shape[2] == 3 and (values == values[..., :1]).all():
         values = values[..., :1]
     values = values[None] if values.ndim == 2 else np.moveaxis(values, -1, 0)
+    if values.ndim != 3 or not values.size or values.dtype.kind not in "biuf":
+        raise DataError(f"{path}: the picture is {values.dtype} of shape {values.shape}; expected real numbers (H, W)")
     return Scan(values, Grid(values.shape[1:], tuple(spacing_mm) or (1.0, 1.0)))
 
 

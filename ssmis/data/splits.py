@@ -12,6 +12,7 @@ from ssmis.data.cases import Case, DataError, Split
 from ssmis.data.la import read_list
 from ssmis.data.layouts import Dataset
 from ssmis.data.sampling import batch_key
+from ssmis.data.texts import read_text
 
 ROLES = ("labelled", "unlabelled", "val", "test")
 
@@ -89,7 +90,7 @@ def read_split(dataset: Dataset, folder: Path | str) -> Split:
         path = folder / f"{role}.list"
         if not path.is_file():
             raise DataError(f"{path}: there is no such file; expected the lists of a split")
-        ids = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        ids = [line.strip() for line in read_text(path).splitlines() if line.strip()]
         groups[role] = tuple(_named(ids, known, path))
     groups["unlabelled"] = tuple(replace(case, label=None) for case in groups["unlabelled"])
     return Split(**groups)

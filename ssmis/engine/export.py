@@ -17,6 +17,7 @@ from ssmis.engine.bundle import write_bundle
 from ssmis.engine.trained import TrainedRun
 from ssmis.options import ExportOptions
 
+FORMAT, VERSION = "ssmis.export", 1
 FORMATS = ("safetensors", "onnx", "monai")
 
 
@@ -75,23 +76,35 @@ def export_run(
 
 
 def load_exported(folder: Path | str) -> tuple[Deployed, dict[str, Any]]:
-    """Read what "safetensors" wrote: the module in eval mode, and `config.json`.
+    """Read what "safetensors" wrote: the module in eval mode, and `config.json`; runs no code from the files.
 
     Raises:
-        DataError: the files are not there.
+        DataError: the files are not there, cannot be read, or do not belong to each other; the message names one.
     """
     from ssmis.data import Plan
+    from ssmis.data.texts import read_json
     from ssmis.engine.trained import build_recipe
-    from ssmis.options import TrainOptions
+    from ssmis.options import TrainOptions, checked
 
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise DataError(f"{folder}: there is no config.json; expected what ssmis export wrote")
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    recipe = build_recipe(TrainOptions(**config["options"]), Plan.from_dict(config["plan"]))
+    config = read_json(folder / "config.json")
+    try:
+        if config["format"] != FORMAT or type(config["version"]) is not int or config["version"] > VERSION:
+            raise ValueError(
+                f"it is {config['format']!r} {config['version']!r}; this ssmis reads {FORMAT} to {VERSION}"
+            )
+        recipe = build_recipe(checked(TrainOptions, config["options"]), Plan.from_dict(config["plan"]))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{folder / 'config.json'}: is not what ssmis export wrote ({error})") from error
     model = Deployed(list(recipe.deployed().values()))
     torch_format = require("safetensors.torch", extra="medical", purpose="reading exported weights")
-    model.load_state_dict(torch_format.load_file(folder / "model.safetensors"))
+    path = folder / "model.safetensors"
+    try:
+        model.load_state_dict(torch_format.load_file(path))
+    except Exception as error:  # safetensors has an error of its own, torch RuntimeError
+        raise DataError(f"{path}: cannot be read as the weights that config.json names ({str(error)[:500]})") from error
     return model.eval(), config
 
 
@@ -100,7 +113,7 @@ def _safetensors(model: Deployed, trained: TrainedRun, out: Path) -> Path:
     path = out / "model.safetensors"
     weights = {name: value.contiguous().clone() for name, value in model.state_dict().items()}
     torch_format.save_file(weights, path, metadata={"format": "pt"})
-    config = {"format": "ssmis.export", "version": 1, "options": asdict(trained.options), "plan": asdict(trained.plan)}
+    config = {"format": FORMAT, "version": VERSION, "options": asdict(trained.options), "plan": asdict(trained.plan)}
     (out / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     return path
 

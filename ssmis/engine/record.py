@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ssmis.data import Case, DataError, Family
+from ssmis.data.texts import read_json
 from ssmis.engine.evaluate import CaseResult
 from ssmis.engine.runtime import environment
 from ssmis.metrics import write_cases_csv
@@ -59,12 +60,7 @@ def write_evaluation(out: Path | str, results: Sequence[CaseResult], how: Mappin
         "post_processing": post_processing,
         "versions": environment()["packages"],
     }
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(record, dict):
-            raise ValueError(f"it holds a {type(record).__name__}, no object")
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: cannot be read as JSON: {error}") from error
+    record = read_json(path)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps({**record, "evaluation": facts}, indent=1), encoding="utf-8")
     temporary.replace(path)

@@ -8,7 +8,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from ssmis.data import Case, DataError, Plan, find_dataset
+from ssmis.data import Case, DataError, Plan, find_dataset, read_list
 from ssmis.data.scans import case_scan, write_map
 from ssmis.data.splits import read_split
 from ssmis.engine.evaluate import CaseResult, evaluate
@@ -114,7 +114,7 @@ def _cases(trained: TrainedRun, which: str) -> list[Case]:
     if not Path(which).is_file():
         raise DataError(f"cases is {which!r}; expected test, val or a list file")
     known = {case.id: case for case in dataset.labelled}
-    names = [line.strip() for line in Path(which).read_text(encoding="utf-8").splitlines() if line.strip()]
+    names = read_list(which)
     seen = {case.id for case in (*split.labelled, *split.unlabelled)}
     for name in names:
         if name not in known:

@@ -2,7 +2,6 @@
 """Runs on data of one's own: nets and recipe from their names, and a trained run back from its folder."""
 
 import inspect
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from torch import nn
 
 from ssmis.data import DataError, Plan
+from ssmis.data.texts import read_json
 from ssmis.engine.checkpoint import load_checkpoint
 from ssmis.engine.runtime import pick_device, pick_precision
 from ssmis.nets import EMA
-from ssmis.options import TrainOptions
+from ssmis.options import TrainOptions, checked
 from ssmis.recipes import Recipe, dual_nets
 from ssmis.registry import NETS, RECIPES
 
@@ -38,14 +38,16 @@ class TrainedRun:
         """Read the settings of a run.
 
         Raises:
-            DataError: it is no run folder of `train`, or its settings cannot be read.
+            DataError: it is no run folder of `train`, or its settings cannot be read; the message names the file.
         """
         folder = Path(folder)
         if not (folder / "options.json").is_file():
             raise DataError(f"{folder}: this is no run of ssmis train; expected options.json and plan.json in it")
         try:
-            options = TrainOptions(**json.loads((folder / "options.json").read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
+            options = checked(TrainOptions, read_json(folder / "options.json"))
+        except DataError:
+            raise
+        except ValueError as error:
             raise DataError(f"{folder / 'options.json'}: cannot be read ({error})") from error
         return cls(folder, options, Plan.read(folder / "plan.json"))
 
@@ -53,18 +55,26 @@ class TrainedRun:
         """The trained recipe: the averaged students where the run kept an average.
 
         Raises:
-            DataError: there is no checkpoint yet.
+            DataError: there is no checkpoint yet, or it is not of the nets that options and plan name.
+            CheckpointError: it cannot be read.
         """
         path = self.folder / "checkpoints" / "last.pt"
         if not path.is_file():
             raise DataError(f"{path}: there is no checkpoint; the run was not trained yet")
         state = load_checkpoint(path)
-        recipe = build_recipe(self.options, self.plan)
-        recipe.load_state_dict(state["recipe"])
-        if state["ema"] is not None:
-            average = EMA(recipe.students, decay=0.0)
-            average.load_state_dict(state["ema"])
-            recipe.students.load_state_dict(average.module.state_dict())
+        try:
+            recipe = build_recipe(self.options, self.plan)
+        except (ValueError, TypeError) as error:
+            raise DataError(f"{self.folder / 'options.json'}: {error}") from error
+        try:
+            recipe.load_state_dict(state["recipe"])
+            if state["ema"] is not None:
+                average = EMA(recipe.students, decay=0.0)
+                average.load_state_dict(state["ema"])
+                recipe.students.load_state_dict(average.module.state_dict())
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            told = str(error)[:500]
+            raise DataError(f"{path}: does not hold what options.json and plan.json name ({told})") from error
         return recipe.eval()
 
 

@@ -2,12 +2,14 @@
 """One table from several run folders, if their numbers may stand beside each other."""
 
 import csv
-import json
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ssmis.data import DataError
+from ssmis.data.texts import read_json, read_text
 from ssmis.metrics import CaseScore, read_cases_csv, summarise, summarise_values
 from ssmis.report.tables import format_table
 
@@ -52,15 +54,26 @@ def read_run(folder: Path | str) -> Run:
     path = folder / "protocol.json"
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file; expected the folder of a run")
-    record = json.loads(path.read_text(encoding="utf-8"))
+    record = read_json(path)
     if missing := [name for name in FACTS if _fact(record, name) is _NONE]:
         told = "the run was not scored yet" if "evaluation" not in record else ", ".join(missing)
         raise ValueError(f"{path} is not complete: {told}; `Protocol.score` writes what an evaluation depends on")
     files = {"none": "cases.csv", "largest_component": "cases_largest.csv"}
-    scores = {name: read_cases_csv(folder / files[name]) for name in _fact(record, "evaluation.post_processing")}
-    with (folder / "calibration.csv").open(newline="", encoding="utf-8") as file:
-        calibration = {row["case"]: (float(row["ece"]), float(row["brier"])) for row in csv.DictReader(file)}
-    return Run(folder, record, scores, calibration)
+    processed = _fact(record, "evaluation.post_processing")
+    if not isinstance(processed, list) or not processed or any(name not in [*files] for name in processed):
+        raise ValueError(f"{path}: evaluation.post_processing is {processed!r}; expected some of {', '.join(files)}")
+    scores = {name: read_cases_csv(folder / files[name]) for name in processed}
+    return Run(folder, record, scores, _calibration(folder / "calibration.csv"))
+
+
+def _calibration(path: Path) -> dict[str, tuple[float, float]]:
+    try:
+        rows = csv.DictReader(io.StringIO(read_text(path), newline=""))
+        return {row["case"]: (float(row["ece"]), float(row["brier"])) for row in rows}
+    except DataError:
+        raise
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        raise ValueError(f"{path}: cannot be read as case, ece and brier ({error!r})") from error
 
 
 def runs_table(folders: Sequence[Path | str]) -> str:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A report from run folders alone: scores, spread over seeds, cases with their predictions."""
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 
 from ssmis.data import Case, DataError, Plan, find_dataset
 from ssmis.data.scans import case_scan, read_labels
+from ssmis.data.texts import read_json
 from ssmis.metrics import compare_runs, summarise
 from ssmis.options import ReportOptions
 from ssmis.report.html import write_report
@@ -102,7 +102,7 @@ def _views(runs: Sequence[ReportRun]) -> list[CaseView]:
     if not options.is_file():
         return []
     try:
-        dataset = find_dataset(json.loads(options.read_text(encoding="utf-8"))["data"])
+        dataset = find_dataset(str(read_json(options)["data"]))
         known = {case.id: case for case in dataset.cases}
         plan = Plan.read(Path(runs[-1].folder) / "plan.json")
         return [_view(known[case], note, runs, plan) for note, case in pick_cases(runs[-1].scores).items()]

@@ -2,7 +2,6 @@
 """What a report reads from run folders."""
 
 import csv
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ssmis.data.texts import read_json
 from ssmis.metrics import CaseScore, Reliability, read_cases_csv, summarise
 from ssmis.report._cuts import Array, ArrayLike
 
@@ -61,14 +61,7 @@ class ReportRun:
 
     def settings(self, name: str) -> dict[str, Any]:
         """A JSON file of the folder, flat: `outer.inner` -> value."""
-        path = Path(self.folder) / name
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(found, dict):
-                raise ValueError(f"it holds a {type(found).__name__}, no object")
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}: cannot be read as JSON: {error}") from error
-        return flat(found)
+        return flat(read_json(Path(self.folder) / name))
 
     @property
     def training_minutes(self) -> float:

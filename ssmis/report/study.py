@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A study as a table: rows and seeds from run folders, unfinished ones marked, differences against the seed spread."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,6 +8,8 @@ from math import isnan, nan
 from pathlib import Path
 from typing import Any
 
+from ssmis.data.cases import check_name
+from ssmis.data.texts import read_json
 from ssmis.metrics import CaseScore, SeedSummary, compare_seeds, summarise_seeds
 from ssmis.report.compare import Run, check_comparable, read_run
 from ssmis.report.runs import read_log
@@ -37,7 +38,11 @@ class Cell:
     def result(self) -> Mapping[str, Any]:
         """What `result.json` holds: minutes, peak memory, best step; empty while the cell is not finished."""
         path = self.folder / "result.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        found: dict[str, Any] = read_json(path) if path.is_file() else {}
+        for name in ("minutes", "peak_memory_mb") if found else ():
+            if type(found.get(name)) not in (int, float):
+                raise ValueError(f"{path}: {name} is {str(found.get(name))[:200]!r}; expected a number")
+        return found
 
     @cached_property
     def runs(self) -> Mapping[str, Run]:
@@ -162,12 +167,30 @@ def read_study(folder: Path | str) -> Study:
     """Read a study from its folder, finished or not; `print` it for the table.
 
     Raises:
-        ValueError: there is no `study.json`.
+        ValueError: there is no `study.json`, or it is not what `ssmis.study.run` writes.
     """
     path = Path(folder) / "study.json"
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file; expected the folder of a study")
-    return Study(path.parent, json.loads(path.read_text(encoding="utf-8")))
+    facts = read_json(path)
+    steps, seeds, against = (facts.get(name) for name in ("steps", "seeds", "against"))
+    whole = {name: type(facts.get(name)) is int for name in ("labelled", "unlabelled", "cases")}
+    sound = {
+        "steps": isinstance(steps, dict) and all(type(value) is int for value in steps.values()),
+        "seeds": isinstance(seeds, list) and all(type(value) is int for value in seeds),
+        "against": isinstance(against, list) and all(isinstance(value, str) for value in against),
+        "protocol": isinstance(facts.get("protocol"), str),
+        "scored": isinstance(facts.get("scored"), str),
+        "best": isinstance(facts.get("best"), bool),
+        "minutes": "minutes" in facts and (facts["minutes"] is None or type(facts["minutes"]) in (int, float)),
+        **whole,
+    }
+    for name, fine in sound.items():
+        if not fine:
+            raise ValueError(f"{path}: {name} is {str(facts.get(name))[:200]!r}, which is none of a study")
+    for row in facts["steps"]:
+        check_name(row, path)
+    return Study(path.parent, facts)
 
 
 def _numbers(runs: Sequence[Scores], distance: str) -> list[object]:

@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Data files that lie about their size, refer to others, or lead out of their folder."""
 
+import gzip
+import json
 import os
+import struct
 import tracemalloc
+import zlib
 
 import h5py
 import numpy as np
@@ -10,10 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssmis.data import Cache, Case, DataError, load_la, read_list, verify, write_la
+from ssmis.data import Cache, Case, DataError, find_dataset, load_la, read_list, verify, write_la
 from ssmis.data.cases import check_name
 from ssmis.data.families import FAMILIES
 from ssmis.data.la import FILE, FOLDER, la_cases
+from ssmis.data.scans import read_grid, read_scan
+from ssmis.data.texts import read_json
 
 
 def case_of(path) -> Case:
@@ -161,3 +167,134 @@ def test_a_cached_image_of_another_shape_is_made_again(tmp_path, intact):
     (image,) = (tmp_path / "cache").glob("*.image.npy")
     np.save(image, np.zeros((1, 4, 4, 4), dtype=np.float32))
     assert Cache.build([case_of(intact)], tmp_path / "cache")["case"].image.shape == (1, 8, 8, 8)
+
+
+def nifti_bytes(*, shape=(8, 8, 8), start=352.0, extension=b"\0" * 4, order="<"):
+    """A NIfTI file of int16 zeros, as anyone can write it."""
+    head = bytearray(348)
+    struct.pack_into(order + "i", head, 0, 348)
+    struct.pack_into(order + "8h", head, 40, len(shape), *shape, *[1] * (7 - len(shape)))
+    struct.pack_into(order + "2h", head, 70, 4, 16)
+    struct.pack_into(order + "8f", head, 76, *[1.0] * 8)
+    struct.pack_into(order + "f", head, 108, start)
+    head[344:348] = b"n+1\0"
+    return bytes(head) + extension + bytes(2 * 8**3)
+
+
+@pytest.mark.parametrize("order", "<>")
+def test_the_volume_that_is_damaged_below_is_read(tmp_path, order):
+    (tmp_path / "a.nii").write_bytes(nifti_bytes(order=order))
+    (tmp_path / "a.nii.gz").write_bytes(gzip.compress(nifti_bytes(order=order)))
+    assert read_scan(tmp_path / "a.nii").image.shape == read_scan(tmp_path / "a.nii.gz").image.shape == (1, 8, 8, 8)
+    comment = struct.pack(order + "ii", 32, 6) + b"comment".ljust(24, b"\0")
+    packed = gzip.compress(nifti_bytes(start=384.0, extension=b"\1\0\0\0" + comment, order=order))
+    (tmp_path / "b.nii.gz").write_bytes(packed)
+    assert len(read_scan(tmp_path / "b.nii.gz").grid.header.extensions) == 1
+
+
+BOMBS = {
+    "a trillion voxels": (nifti_bytes(shape=(10_000,) * 3), "it declares .* 1000000000000 voxels; expected at most"),
+    "more than there is": (
+        nifti_bytes(shape=(1000, 1000, 1000)),
+        r"perhaps truncated \(it declares \(1000, 1000, 1000",
+    ),
+    "a header of a gigabyte": (nifti_bytes(start=2.0**30), "its voxels begin at byte 1073741824; expected a header of"),
+    "an extension of a gigabyte": (
+        nifti_bytes(start=384.0, extension=b"\1\0\0\0" + struct.pack("<ii", 2**30, 6)),
+        "an extension of the header has 1073741824 bytes; expected 16 to 32",
+    ),
+    "an extension without end": (
+        nifti_bytes(start=384.0, extension=b"\1\0\0\0" + struct.pack("<ii", 0, 6)),
+        "an extension of the header has 0 bytes",
+    ),
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_a_packed_volume_cannot_take_more_memory_than_a_scan(tmp_path, bomb):
+    content, message = BOMBS[bomb]
+    path = tmp_path / "bomb.nii.gz"
+    path.write_bytes(gzip.compress(content + bytes(10_000_000 if "gigabyte" in bomb else 0)))
+    assert path.stat().st_size < 20_000
+    for read in (read_scan, read_grid):
+        tracemalloc.start()
+        with pytest.raises(DataError, match=rf"bomb\.nii\.gz: .*{message}"):
+            read(path)
+        assert tracemalloc.get_traced_memory()[1] < 2**22
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("shape", [(10_000, 10_000, 10_000), (1000, 1000, 1000)])
+def test_a_volume_that_claims_more_than_its_file_is_refused(tmp_path, shape):
+    path = tmp_path / "short.nii"
+    path.write_bytes(nifti_bytes(shape=shape))
+    with pytest.raises(DataError, match=r"short\.nii: .*it declares \(10+, 10+, 10+\)"):
+        read_scan(path)
+
+
+def png_bytes(width, height):
+    """A PNG of one bit a pixel whose rows are zeros; their checksums are right."""
+    packed = zlib.compress(bytes(min((width // 8 + 1) * height, 10_000_000)), 9)
+    chunks = ((b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)), (b"IDAT", packed), (b"IEND", b""))
+    parts = (
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize("size", [(60_000, 60_000), (12_000, 12_000), (9000, 9000)])
+def test_a_picture_that_claims_more_than_it_can_hold_is_refused(tmp_path, size):
+    path = tmp_path / "bomb.png"
+    path.write_bytes(png_bytes(*size) if size[0] > 9000 else png_bytes(8, 8)[:16] + png_bytes(*size)[16:200])
+    for read in (read_scan, read_grid):
+        with pytest.raises(DataError, match=r"bomb\.png: .*pixels"):
+            read(path)
+    path.write_bytes(png_bytes(2000, 3000))  # an empty mask packs as well as anything can
+    assert read_scan(path).image.shape == (1, 3000, 2000)
+
+
+@pytest.mark.parametrize("name", [name for name in OUT if name not in ("a/..",)])
+@pytest.mark.parametrize("column", ["image", "label", "id"])
+def test_a_table_cannot_lead_out_of_its_folder(tmp_path, name, column):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.nii").write_bytes(nifti_bytes())
+    row = {"image": "a.nii", "label": "a.nii", "id": "a", column: name}
+    (tmp_path / "data" / "cases.json").write_text(json.dumps([row]))
+    with pytest.raises(DataError, match=r"cases\.json, case 1: case .* is no name of a case") as caught:
+        find_dataset(tmp_path / "data")
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("role", ["training", "test"])
+@pytest.mark.parametrize("name", ["../secret.nii", "/etc/passwd"])
+def test_dataset_json_cannot_lead_out_of_its_folder(tmp_path, name, role):
+    (tmp_path / "secret.nii").write_bytes(nifti_bytes())
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "dataset.json").write_text(json.dumps({"training": [], role: [{"image": name}]}))
+    with pytest.raises(DataError, match=rf"dataset\.json, {role}: case .* is no name of a case"):
+        find_dataset(tmp_path / "data")
+
+
+ODD = ['{"training": [[]]}', '{"training": [{"image": 3}]}', '{"training": [], "labels": [1]}', "[1]", "[" * 100_000]
+
+
+@pytest.mark.parametrize("content", [*ODD, '{"training": [], "test": "x"}'])
+def test_an_odd_dataset_json_is_named(tmp_path, content):
+    (tmp_path / "dataset.json").write_text(content)
+    with pytest.raises(DataError, match=r"dataset\.json"):
+        find_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("length", ["0", "-1", "nan", "inf"])
+def test_a_spacing_that_is_none_is_refused(tmp_path, length):
+    (tmp_path / "a.nii").write_bytes(nifti_bytes())
+    (tmp_path / "cases.csv").write_text(f"image,spacing_mm\na.nii,1;{length};1\n")
+    with pytest.raises(DataError, match=r"cases\.csv, case 1: spacing_mm is .*; expected lengths"):
+        find_dataset(tmp_path)
+
+
+def test_a_text_of_many_megabytes_is_refused_unread(tmp_path):
+    with (tmp_path / "plan.json").open("wb") as file:
+        file.truncate(10**12)
+    with pytest.raises(DataError, match=r"plan\.json: it has 1000000000000 bytes"):
+        read_json(tmp_path / "plan.json")

@@ -2,6 +2,7 @@
 """Files of a run that someone made up; and a quick round of what `benchmarks/fuzz.py` and `soak.py` do at length."""
 
 import faulthandler
+import json
 import os
 import pickle
 import signal
@@ -11,13 +12,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from engine.own_runs import small_plan, write_run
 from recipes.small import small_batch, small_nets
 
 from benchmarks import fuzz, soak
+from ssmis.cli import parse
 from ssmis.data import DataError
 from ssmis.engine import CheckpointError, FitConfig, fit, load_checkpoint, save_checkpoint, write_evaluation
+from ssmis.engine.export import export_run, load_exported
+from ssmis.engine.trained import TrainedRun
+from ssmis.options import TrainOptions
 from ssmis.recipes import Supervised
 from ssmis.report import ReportRun
+from ssmis.report.study import read_study
 
 
 class Touch:
@@ -85,11 +92,121 @@ def test_a_damaged_protocol_is_named(tmp_path, content):
         write_evaluation(tmp_path, [], {})
 
 
+ALIASES = "a: &a [x, x]\n" + "".join(f"b{index}: &a [*a, *a, *a]\n" for index in range(40)) + "data: *a\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("data: !!python/object/apply:os.mkdir ['ran']\n", "line 1 has the tag 'tag:yaml.org,2002:python"),
+        (ALIASES, "line 1 has an anchor or an alias"),
+        ("data: " + "[" * 5000, "line 1 is nested"),
+        ("data: {a: 1}\n", "line 1 is nested"),
+        ("data: x\nstepps: 5\n", "there is no option 'stepps'"),
+        ("config: other.yaml\n", "there is no option 'config'"),
+        ("- data\n", "it holds a list"),
+        ("data: [x\n", "expected ',' or ']'"),
+        ("data: \udcff\n", "'utf-8' codec can't decode"),
+        ("#" * 70_000, "it has 70000 bytes; expected at most 65536"),
+        ("data: x\nsteps: many\n", "steps is 'many'; expected int"),
+    ],
+)
+def test_a_file_of_options_is_plain_or_refused_by_name(tmp_path, monkeypatch, content, message):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "odd.yaml"
+    path.write_bytes(content.encode("utf-8", "surrogateescape"))
+    with pytest.raises(ValueError, match=r"odd\.yaml") as caught:
+        parse("train", TrainOptions, ["--config", str(path)])
+    assert message in str(caught.value)
+    assert not (tmp_path / "ran").exists()
+    path.write_text("data: x\nsteps: 5\npatch: [8, 8]\n")
+    assert parse("train", TrainOptions, [f"--config={path}"]).patch == [8, 8]
+
+
+@pytest.fixture
+def exported(tmp_path):
+    plan = small_plan(dims=2)
+    export_run(write_run(tmp_path / "run", plan), out=str(tmp_path / "exported"))
+    return tmp_path / "exported"
+
+
+def test_weights_that_are_a_malicious_pickle_run_nothing(tmp_path, exported):
+    load_exported(exported)
+    torch.save({"nets": Touch(tmp_path / "ran")}, exported / "model.safetensors")
+    with pytest.raises(DataError, match=r"model\.safetensors: cannot be read as the weights"):
+        load_exported(exported)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("entry", "value", "message"),
+    [
+        (("version",), 2, r"it is 'ssmis.export' 2"),
+        (("options", "nets"), [3], r"nets is '\[3\]'"),
+        (("plan", "patch"), [16, "x"], r"patch is \(16, 'x'\), which is none of a plan"),
+        (("plan", "spacing_mm"), [0, 1], r"spacing_mm is \(0, 1\)"),
+        (("plan", "patch"), [2**30, 2**30], r"patch: it declares .* voxels"),
+        (("plan", "widths"), [60000] * 5, r"convolutions of \d+ bytes; expected at most"),
+    ],
+)
+def test_settings_that_build_no_net_are_refused_before_it_is_built(exported, entry, value, message):
+    path = exported / "config.json"
+    config = json.loads(path.read_text())
+    inner = config if len(entry) == 1 else config[entry[0]]
+    inner[entry[-1]] = value
+    path.write_text(json.dumps(config))
+    with pytest.raises(DataError, match=rf"config\.json: is not what ssmis export wrote.*{message}"):
+        load_exported(exported)
+
+
+def test_a_run_whose_files_do_not_belong_together_names_them(tmp_path):
+    run = write_run(tmp_path / "run", small_plan(dims=2))
+    TrainedRun.read(run).recipe()
+    save_checkpoint(run / "checkpoints" / "last.pt", {"recipe": {"other": torch.zeros(1)}, "ema": None})
+    with pytest.raises(DataError, match=r"last\.pt: does not hold what options\.json and plan\.json name"):
+        TrainedRun.read(run).recipe()
+    options = json.loads((run / "options.json").read_text())
+    (run / "options.json").write_text(json.dumps(options | {"nets": ["nine"]}))
+    with pytest.raises(DataError, match=r"options\.json: unknown net 'nine'"):
+        TrainedRun.read(run).recipe()
+    (run / "options.json").write_text(json.dumps(options | {"steps": "9"}))
+    with pytest.raises(DataError, match=r"options\.json: cannot be read \(steps is '9'; expected int"):
+        TrainedRun.read(run)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": {"../../secret": 5}}, "case '../../secret' is no name"),
+        ({"seeds": ["../x"]}, "seeds is"),
+        ({"minutes": "5"}, "minutes is '5'"),
+    ],
+)
+def test_a_study_reads_nothing_outside_of_its_folder(tmp_path, change, message):
+    facts = {"protocol": "paper", "labelled": 1, "unlabelled": 0, "scored": "test", "cases": 1, "best": False}
+    facts |= {"minutes": None, "seeds": [0], "against": [], "steps": {"vnet": 5}}
+    (tmp_path / "study.json").write_text(json.dumps(facts))
+    assert "vnet" in str(read_study(tmp_path))
+    (tmp_path / "study.json").write_text(json.dumps(facts | change))
+    with pytest.raises(ValueError, match=rf"study\.json: {message}"):
+        read_study(tmp_path)
+
+
 def test_a_quick_round_of_fuzzing_finds_nothing():
-    counts, findings = fuzz.run(300, seed=1, data=None, seconds=60)
+    counts, findings = fuzz.run(400, seed=1, data=None, seconds=60)
     assert findings == []
     assert sum(sum(outcomes.values()) for outcomes in counts.values()) > 20
     assert counts["h5"]["refused"] > 0
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # nibabel leaves MGH files open
+def test_every_file_of_the_fuzzer_is_read_where_it_is_intact(tmp_path):
+    """A reader that refuses everything would pass for a safe one."""
+    for form in fuzz.formats(tmp_path / "made", None):
+        path = tmp_path / form.name.replace(",", "") / form.file
+        path.parent.mkdir()
+        path.write_bytes(form.content)
+        assert fuzz.judge(form, path) == "read", form.name
 
 
 def crash(path):
