@@ -56,6 +56,8 @@ def table(path: Path) -> Dataset:
         except ValueError as error:
             raise DataError(f"{where}: spacing_mm is {row['spacing_mm']!r}; expected lengths as 0.5;0.5;3") from error
         name = check_name(row.get("id") or stem_of(files[0]), where)
+        if name in roles:
+            raise DataError(f"{where}: case {name!r} was already named; expected another 'id'")
         cases.append(Case(name, files[0], label, spacing, tuple(files[1:]), row.get("subject", "")))
         roles[name] = role
     return Dataset(f"table {path.name}", path, tuple(cases), roles)

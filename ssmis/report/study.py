@@ -174,11 +174,12 @@ def read_study(folder: Path | str) -> Study:
         raise ValueError(f"{path}: there is no such file; expected the folder of a study")
     facts = read_json(path)
     steps, seeds, against = (facts.get(name) for name in ("steps", "seeds", "against"))
+    rows = list(steps) if isinstance(steps, dict) else []
     whole = {name: type(facts.get(name)) is int for name in ("labelled", "unlabelled", "cases")}
     sound = {
         "steps": isinstance(steps, dict) and all(type(value) is int for value in steps.values()),
         "seeds": isinstance(seeds, list) and all(type(value) is int for value in seeds),
-        "against": isinstance(against, list) and all(isinstance(value, str) for value in against),
+        "against": isinstance(against, list) and all(value in rows for value in against),
         "protocol": isinstance(facts.get("protocol"), str),
         "scored": isinstance(facts.get("scored"), str),
         "best": isinstance(facts.get("best"), bool),

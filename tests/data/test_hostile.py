@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssmis.data import Cache, Case, DataError, find_dataset, load_la, read_list, verify, write_la
+from ssmis.data import Cache, Case, DataError, Plan, find_dataset, load_la, read_list, verify, write_la
 from ssmis.data.cases import check_name
 from ssmis.data.families import FAMILIES
 from ssmis.data.la import FILE, FOLDER, la_cases
@@ -169,6 +169,15 @@ def test_a_cached_image_of_another_shape_is_made_again(tmp_path, intact):
     assert Cache.build([case_of(intact)], tmp_path / "cache")["case"].image.shape == (1, 8, 8, 8)
 
 
+READERS = {
+    **dict.fromkeys(("a.nii", "a.nii.gz", "a.mgz", "a.hdr", "a.png", "a.tif", "a.jpg", "a.bmp"), read_scan),
+    **dict.fromkeys(("cases.csv", "cases.json"), find_dataset),
+    "dataset.json": lambda path: find_dataset(path.parent),
+    "plan.json": Plan.read,
+}
+NAMES = sorted(READERS)
+
+
 def nifti_bytes(*, shape=(8, 8, 8), start=352.0, extension=b"\0" * 4, order="<"):
     """A NIfTI file of int16 zeros, as anyone can write it."""
     head = bytearray(348)
@@ -265,6 +274,13 @@ def test_a_table_cannot_lead_out_of_its_folder(tmp_path, name, column):
     assert str(caught.value).isprintable()
 
 
+def test_a_table_that_names_a_case_twice_is_named_itself(tmp_path):
+    (tmp_path / "a.nii").write_bytes(nifti_bytes())
+    (tmp_path / "cases.csv").write_text("image\na.nii\na.nii\n")
+    with pytest.raises(DataError, match=r"cases\.csv, case 2: case 'a' was already named"):
+        find_dataset(tmp_path)
+
+
 @pytest.mark.parametrize("role", ["training", "test"])
 @pytest.mark.parametrize("name", ["../secret.nii", "/etc/passwd"])
 def test_dataset_json_cannot_lead_out_of_its_folder(tmp_path, name, role):
@@ -298,3 +314,15 @@ def test_a_text_of_many_megabytes_is_refused_unread(tmp_path):
         file.truncate(10**12)
     with pytest.raises(DataError, match=r"plan\.json: it has 1000000000000 bytes"):
         read_json(tmp_path / "plan.json")
+
+
+@given(content=st.binary(max_size=200) | st.text(max_size=100).map(str.encode), name=st.sampled_from(NAMES))
+def test_any_bytes_are_read_or_refused_by_name(tmp_path_factory, content, name):
+    path = tmp_path_factory.mktemp("any") / name
+    path.write_bytes(content)
+    told = name
+    try:
+        READERS[name](path)
+    except DataError as error:
+        told = str(error)
+    assert name in told

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 from engine.own_runs import small_plan, write_run
+from hypothesis import given
+from hypothesis import strategies as st
 from recipes.small import small_batch, small_nets
 
 from benchmarks import fuzz, soak
@@ -123,6 +125,18 @@ def test_a_file_of_options_is_plain_or_refused_by_name(tmp_path, monkeypatch, co
     assert parse("train", TrainOptions, [f"--config={path}"]).patch == [8, 8]
 
 
+@given(content=st.binary(max_size=100) | st.text(max_size=100).map(str.encode))
+def test_any_bytes_are_options_or_refused_by_name(tmp_path_factory, content):
+    path = tmp_path_factory.mktemp("any") / "odd.yaml"
+    path.write_bytes(b"data: x\n" + content)
+    told = "odd.yaml"
+    try:
+        parse("train", TrainOptions, ["--config", str(path)])
+    except ValueError as error:
+        told = str(error)
+    assert "odd.yaml" in told
+
+
 @pytest.fixture
 def exported(tmp_path):
     plan = small_plan(dims=2)
@@ -179,6 +193,8 @@ def test_a_run_whose_files_do_not_belong_together_names_them(tmp_path):
     [
         ({"steps": {"../../secret": 5}}, "case '../../secret' is no name"),
         ({"seeds": ["../x"]}, "seeds is"),
+        ({"against": ["resnet"]}, "against is"),
+        ({"steps": [5]}, "steps is"),
         ({"minutes": "5"}, "minutes is '5'"),
     ],
 )
