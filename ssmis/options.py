@@ -115,6 +115,7 @@ class PredictOptions:
         batch_size: windows at once.
         spacing_mm: pixel size of pictures, in mm.
         overwrite: replace results that are there.
+        shard: i/n, such as 0/4: only every n-th image from the i-th on, so that n processes share them.
         device: auto, cpu, cuda, ...
         progress: show a bar.
     """
@@ -131,6 +132,7 @@ class PredictOptions:
     batch_size: int = 4
     spacing_mm: list[float] | None = None
     overwrite: bool = False
+    shard: str | None = None
     device: str = "auto"
     progress: bool = True
 

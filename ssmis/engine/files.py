@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ssmis.data import Case, DataError, Plan, Scan
 from ssmis.data.layout_tables import pixel_sizes
 from ssmis.data.scans import HDF5, PICTURES, case_scan, stem_of, suffix_of, write_map
+from ssmis.engine.distributed import parse_shard, shard
 from ssmis.engine.infer import Predictor
 from ssmis.engine.segmentation import Segmentation
 from ssmis.engine.train import progress_of
@@ -47,16 +48,18 @@ def predict_files(
         options: of `PredictOptions`.
 
     Returns:
-        What was written, an entry an image.
+        What was written, an entry an image; none if a shard has no image.
 
     Raises:
         DataError: no such run, no image among the inputs, a file that cannot be read or does not fit the training, or
             a result that is there already.
+        ValueError: an option that is out of range.
     """
     if isinstance(run, PredictOptions):
         chosen = run
     else:
         chosen = PredictOptions(run=str(run), inputs=[str(path) for path in inputs], **options)
+    part = None if chosen.shard is None else parse_shard(chosen.shard)
     folders = run_folders([chosen.run, *(chosen.ensemble or [])])
     predictor = Predictor.load(
         folders, flips=chosen.flips, device=chosen.device, overlap=chosen.overlap, batch_size=chosen.batch_size
@@ -64,6 +67,8 @@ def predict_files(
     plan = predictor.plan
     assert plan is not None
     cases = find_inputs(chosen.inputs, plan, spacing_mm=chosen.spacing_mm or ())
+    if part is not None:
+        cases = shard(cases, *part)
     out = Path(chosen.out)
     if not chosen.overwrite:
         names = [out / (case.id + suffix) for case in cases for suffix in (".nii.gz", ".png")]

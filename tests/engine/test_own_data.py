@@ -275,3 +275,15 @@ def test_monai_accepts_the_bundle(run, tmp_path):
 def test_an_unknown_format_is_named(run):
     with pytest.raises(ValueError, match="formats has 'keras'"):
         export_run(run, formats=["keras"])
+
+
+def test_the_shards_of_a_folder_are_all_of_it(tmp_path):
+    run = write_run(tmp_path / "run", small_plan())
+    for name in "abcde":
+        nifti(tmp_path / "in" / f"{name}.nii.gz", scan(0)[0])
+    options = {"out": str(tmp_path / "out"), "progress": False, "device": "cpu"}
+    parts = [predict_files(run, [tmp_path / "in"], shard=f"{index}/2", **options) for index in range(2)]
+    assert [[own.case for own in part] for part in parts] == [["a", "c", "e"], ["b", "d"]]
+    assert predict_files(run, [tmp_path / "in"], shard="6/7", **options) == []
+    with pytest.raises(ValueError, match="shard is '2'; expected i/n, such as 0/4"):
+        predict_files(run, [tmp_path / "in"], shard="2", **options)
