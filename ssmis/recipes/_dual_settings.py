@@ -111,6 +111,7 @@ PRESETS = {
         mix_side=0.5,
         disagreement_weight=1.0,
         pseudo_dice_weight=1.0,
+        ramp_end=1.0,
     ),
     "public_code": DualUncertaintyConfig(
         disagreement_into="second",

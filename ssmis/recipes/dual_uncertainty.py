@@ -48,8 +48,8 @@ class DualUncertainty(Recipe):
         nets: name -> net, two; default: ResNet-34 encoder-decoder and V-Net of width 16.
         preset: "paper" (the description, every term alive), "balanced" (the same, and foreground does not shrink: the
             filter ranks within each class, soft Dice joins the pseudo-label terms), "averaged" (balanced; moving
-            averages of the nets give soft pseudo-labels, strong views exchange boxes, and the disagreement has weight
-            1) or
+            averages of the nets give soft pseudo-labels, strong views exchange boxes, the ramp lasts to the end, and
+            the disagreement has weight 1) or
             "public_code" (what the release effectively optimises).
         predict_with: names of the nets averaged in `predict`; default: both.
         overrides: fields of `DualUncertaintyConfig`.

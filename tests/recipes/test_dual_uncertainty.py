@@ -76,6 +76,7 @@ def test_averaged_differs_from_balanced_in_its_teacher_and_in_what_the_nets_see(
         "targets": "soft",
         "mix_side": 0.5,
         "disagreement_weight": 1.0,
+        "ramp_end": 1.0,
     }
 
 
