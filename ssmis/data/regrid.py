@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssmis.data.resample import majority
+
 
 def resampled_size(size: Sequence[int], spacing_mm: Sequence[float], target_mm: Sequence[float]) -> tuple[int, ...]:
     """Voxels of a grid of about `target_mm` over the same extent, at least one an axis.
@@ -90,15 +92,4 @@ def resample_labels(labels: Tensor, size: Sequence[int]) -> Tensor:
     """Class with the greatest share at each new voxel, `(*S)` to `(*size)`; ties go to the smaller class."""
     if tuple(size) == tuple(labels.shape):
         return labels
-    best: Tensor | None = None
-    winner = labels
-    for value in labels.unique():  # sorted
-        share = resample_maps((labels == value)[None].float(), size)[0]
-        if best is None:
-            best, winner = share, torch.full_like(share, 0, dtype=labels.dtype) + value
-        else:
-            winner = torch.where(share > best, value, winner)
-            best = torch.maximum(best, share)
-    if best is None:
-        raise ValueError(f"labels has shape {tuple(labels.shape)}; expected at least one voxel")
-    return winner
+    return majority(labels, lambda own: resample_maps(own[None].float(), size)[0])

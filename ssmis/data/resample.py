@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Coarser grids for training and finer grids for results; all with voxel areas, never voxel centres, aligned."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -38,9 +38,22 @@ def majority_downsample(labels: Tensor, size: Sequence[int]) -> Tensor:
         size: the coarse size, no longer than `S` on any axis.
     """
     _check_smaller(labels.shape[1:], size)
+    return majority(labels, lambda own: F.interpolate(own[:, None].float(), size=list(size), mode="area")[:, 0])
+
+
+def majority(labels: Tensor, shares: Callable[[Tensor], Tensor]) -> Tensor:
+    """Class with the greatest share at each place of a new grid; ties go to the smaller class.
+
+    Args:
+        labels: integer, on the old grid.
+        shares: bool mask of a class on the old grid -> its share on the new one.
+
+    Raises:
+        ValueError: there is no voxel.
+    """
     best, winner = None, None
     for value in labels.unique():  # sorted
-        share = F.interpolate((labels == value)[:, None].float(), size=list(size), mode="area")[:, 0]
+        share = shares(labels == value)
         if best is None or winner is None:
             best, winner = share, torch.full_like(share, 0, dtype=labels.dtype) + value
         else:

@@ -114,6 +114,13 @@ def conv_stack(
     )
 
 
+def level_sizes(
+    pooling: Sequence[Size] | None, kernels: Sequence[Size] | None, *, levels: int
+) -> tuple[Sequence[Size], Sequence[Size]]:
+    """Return the `levels - 1` factors between the levels, by default 2, and the `levels` kernel sizes, by default 3."""
+    return pooling or [2] * (levels - 1), kernels or [3] * levels
+
+
 def pad_to_multiple(images: Tensor, multiple: Size) -> Tensor:
     """Append zeros to `(B, C, *S)` until every spatial size divides by `multiple`; memory format is kept."""
     multiples = per_axis(multiple, dims=images.ndim - 2)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from ssmis.nets.blocks import Size, conv_stack, normalised, up_conv
+from ssmis.nets.blocks import Size, conv_stack, level_sizes, normalised, up_conv
 
 
 def stack_depth(level: int) -> int:
@@ -35,7 +35,7 @@ class AdditiveDecoder(nn.Module):
     ) -> None:
         super().__init__()
         levels = range(len(widths) - 2, -1, -1)  # from coarse to fine
-        factors, sizes = pooling or [2] * (len(widths) - 1), kernels or [3] * len(widths)
+        factors, sizes = level_sizes(pooling, kernels, levels=len(widths))
         ups = [up_conv(widths[i + 1], widths[i], dims=dims, factor=factors[i]) for i in levels]
         self.ups = nn.ModuleList(normalised(up, widths[i], norm=norm, dims=dims) for up, i in zip(ups, levels))
         self.stacks = nn.ModuleList(

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssmis.nets.base import EncoderDecoder, check_widths
-from ssmis.nets.blocks import Size, check_levels, conv, norm_layer, normalised, per_axis, total_strides
+from ssmis.nets.blocks import Size, check_levels, conv, level_sizes, norm_layer, normalised, per_axis, total_strides
 from ssmis.nets.decoder import AdditiveDecoder
 from ssmis.registry import NETS, Example
 
@@ -72,7 +72,7 @@ class ResNetEncoder(nn.Module):
         kernels: Sequence[Size] | None = None,
     ) -> None:
         super().__init__()
-        factors, sizes = pooling or [2] * (len(widths) - 1), kernels or [3] * len(widths)
+        factors, sizes = level_sizes(pooling, kernels, levels=len(widths))
         stem_size = tuple(1 if size == 1 else 7 for size in per_axis(sizes[0], dims=dims))
         stem = conv(in_channels, widths[0], stem_size, dims=dims, bias=norm == "none")
         levels = [normalised(stem, widths[0], norm=norm, dims=dims)]

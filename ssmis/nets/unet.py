@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ssmis.nets.base import EncoderDecoder, check_widths
-from ssmis.nets.blocks import Size, check_levels, conv_stack, per_axis, total_strides, up_conv
+from ssmis.nets.blocks import Size, check_levels, conv_stack, level_sizes, per_axis, total_strides, up_conv
 from ssmis.registry import NETS, Example
 
 
@@ -35,9 +35,9 @@ class UNetEncoder(nn.Module):
     ) -> None:
         super().__init__()
         pool = nn.MaxPool2d if dims == 2 else nn.MaxPool3d
-        factors = pooling or [2] * (len(widths) - 1)
+        factors, sizes = level_sizes(pooling, kernels, levels=len(widths))
         self.pools = nn.ModuleList(pool(per_axis(factor, dims=dims)) for factor in factors)
-        sources, sizes = (in_channels, *widths[:-1]), kernels or [3] * len(widths)
+        sources = (in_channels, *widths[:-1])
         self.levels = nn.ModuleList(
             conv_stack(a, b, 2, norm=norm, dims=dims, kernel=size) for a, b, size in zip(sources, widths, sizes)
         )
@@ -71,7 +71,7 @@ class ConcatDecoder(nn.Module):
         kernels: Sequence[Size] | None = None,
     ) -> None:
         super().__init__()
-        factors, sizes = pooling or [2] * (len(widths) - 1), kernels or [3] * len(widths)
+        factors, sizes = level_sizes(pooling, kernels, levels=len(widths))
         levels = range(len(widths) - 2, -1, -1)  # from coarse to fine
         self.ups = nn.ModuleList(up_conv(widths[i + 1], widths[i], dims=dims, factor=factors[i]) for i in levels)
         self.stacks = nn.ModuleList(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from ssmis.nets.base import EncoderDecoder, check_widths
-from ssmis.nets.blocks import Size, check_levels, conv, conv_stack, normalised, total_strides
+from ssmis.nets.blocks import Size, check_levels, conv, conv_stack, level_sizes, normalised, total_strides
 from ssmis.nets.decoder import AdditiveDecoder, stack_depth
 from ssmis.registry import NETS, Example
 
@@ -34,7 +34,7 @@ class VNetEncoder(nn.Module):
         kernels: Sequence[Size] | None = None,
     ) -> None:
         super().__init__()
-        factors, sizes = pooling or [2] * (len(widths) - 1), kernels or [3] * len(widths)
+        factors, sizes = level_sizes(pooling, kernels, levels=len(widths))
         levels = [conv_stack(in_channels, widths[0], stack_depth(0), norm=norm, dims=dims, kernel=sizes[0])]
         for i in range(1, len(widths)):
             down = conv(widths[i - 1], widths[i], factors[i - 1], stride=factors[i - 1], dims=dims)

@@ -49,8 +49,7 @@ class DualUncertainty(Recipe):
         preset: "paper" (the description, every term alive), "balanced" (the same, and foreground does not shrink: the
             filter ranks within each class, soft Dice joins the pseudo-label terms), "averaged" (balanced; moving
             averages of the nets give soft pseudo-labels, strong views exchange boxes, the ramp lasts to the end, and
-            the disagreement has weight 1) or
-            "public_code" (what the release effectively optimises).
+            the disagreement has weight 1) or "public_code" (what the release effectively optimises).
         predict_with: names of the nets averaged in `predict`; default: both.
         overrides: fields of `DualUncertaintyConfig`.
 
