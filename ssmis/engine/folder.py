@@ -8,6 +8,7 @@ from typing import Any
 
 from ssmis.engine.atomic import remove_leftovers, replace_text
 from ssmis.engine.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from ssmis.engine.lock import check_held
 from ssmis.engine.log import CsvLog
 from ssmis.engine.record import changed_settings
 from ssmis.engine.runtime import environment
@@ -69,8 +70,13 @@ class RunFolder:
             self._logs[name].write(row)
 
     def save(self, state: Mapping[str, Any]) -> None:
-        """Write `checkpoints/last.pt`, after the rows that lead to it are on disk."""
+        """Write `checkpoints/last.pt`, after the rows that lead to it are on disk.
+
+        Raises:
+            FileNotFoundError: the folder was removed; a new one of its name may be another run's.
+        """
         if self.writes:
+            check_held(self.out)
             for log in self._logs.values():
                 log.sync()
             save_checkpoint(self.last, state)

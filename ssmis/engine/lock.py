@@ -1,35 +1,82 @@
 # SPDX-License-Identifier: Apache-2.0
 """One run folder, one process."""
 
+import errno
+import os
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 try:
     import fcntl
 except ImportError:  # Windows has none; there the folder is not locked
     fcntl = None  # type: ignore[assignment]
 
+_held: dict[Path, tuple[int, IO[str]]] = {}  # folder -> thread that holds it, and its open lock
+
 
 @contextmanager
 def locked(folder: Path, *, when: bool = True) -> Iterator[None]:
     """Hold `folder` for this process; the lock ends with the process, however that ends.
+
+    The thread that holds a folder may enter it again. A folder that was made for this and in which nothing was
+    written is removed again.
 
     Args:
         folder: made if missing.
         when: false does nothing.
 
     Raises:
-        FileExistsError: another process holds it.
+        FileExistsError: another process, or another thread, holds it.
     """
-    if not when:
+    key = folder.resolve()
+    if not when or (key in _held and _held[key][0] == threading.get_ident()):
         yield
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
+    new = not folder.exists()
+    file = _hold(folder)
+    _held[key] = threading.get_ident(), file
+    try:
+        yield
+    finally:
+        del _held[key]
+        if new and [path.name for path in folder.glob("*")] == [_NAME]:
+            with suppress(OSError):
+                (folder / _NAME).unlink()
+                folder.rmdir()
+        file.close()
+
+
+def check_held(folder: Path) -> None:
+    """Raise FileNotFoundError if a folder that is locked was removed, or made anew, since: what was written is gone."""
+    held = _held.get(folder.resolve())
+    if held is not None and not _is(folder, held[1]):
+        raise FileNotFoundError(errno.ENOENT, "the run folder was removed while the run was on", str(folder))
+
+
+_NAME = ".lock"
+
+
+def _hold(folder: Path) -> IO[str]:
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / _NAME).open("a")
         if fcntl is not None:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
+                file.close()
                 raise FileExistsError(f"{folder} is in use: another process trains there") from error
-        yield
+        if _is(folder, file):
+            return file
+        file.close()  # it was removed between the two lines above
+
+
+def _is(folder: Path, file: IO[str]) -> bool:
+    """Whether the lock of the folder is this open file."""
+    try:
+        return os.path.samestat((folder / _NAME).stat(), os.fstat(file.fileno()))
+    except OSError:
+        return False

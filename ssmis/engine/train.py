@@ -14,13 +14,15 @@ from ssmis._optional import require
 from ssmis.data import Augment, Cache, Case, DataError, Plan, Split, find_dataset, make_plan, survey
 from ssmis.data.layouts import Dataset
 from ssmis.data.splits import make_split, read_split, write_split
+from ssmis.data.texts import read_json
 from ssmis.engine.config import FitConfig
 from ssmis.engine.distributed import World, join, together
 from ssmis.engine.fit import FitResult, fit
+from ssmis.engine.lock import locked
 from ssmis.engine.protocol import Protocol
 from ssmis.engine.runtime import pick_device
 from ssmis.engine.trained import DROPOUT, build_recipe, preset_of
-from ssmis.options import TrainOptions
+from ssmis.options import TrainOptions, checked
 
 UPRIGHT = replace(Augment.strong(), flip_axes=(), rot90=False, affine_probability=0.5)
 TURNED = replace(Augment.strong(), affine_probability=0.5)
@@ -53,13 +55,13 @@ def train(
 
     Raises:
         DataError: something is wrong with the data; what, by file name.
-        FileExistsError: the run folder holds a run, and `resume` is not set.
-        ValueError: an option that is out of range.
+        FileExistsError: the run folder holds a run, and `resume` is not set; or another process trains there.
+        ValueError: an option that is out of range, or another one than the run that is resumed was begun with.
     """
     chosen = data if isinstance(data, TrainOptions) else TrainOptions(data=str(data), **options)
     chosen = resolved(chosen)
     world = join()
-    with together(world):
+    with together(world), locked(Path(str(chosen.out)), when=world.main):  # before the plan is written
         return _train(chosen, tell if world.main else lambda text: None, world)
 
 
@@ -92,10 +94,12 @@ def _prepared(
     """Plan, split and cache: made and written by the first process, read by the others and by a resumed run."""
     dataset = find_dataset(chosen.data)
     tell(f"{dataset.layout} in {dataset.root}: {len(dataset.labelled)} labelled, {len(dataset.unlabelled)} unlabelled")
-    started = (folder / "plan.json").is_file() and (folder / "split" / "labelled.list").is_file()
-    if main and started and not chosen.resume and (folder / "checkpoints" / "last.pt").exists():
+    started = (folder / "plan.json").is_file() and (folder / "checkpoints" / "last.pt").exists()
+    if main and started and not chosen.resume:
         raise FileExistsError(f"{folder} holds a run already; add --resume, or choose another folder with --out")
-    if (started and chosen.resume) or not main:
+    if main and started:
+        _check_options(chosen, folder / "options.json")
+    if started or not main:  # what was stopped before its first checkpoint is planned anew
         plan, split = Plan.read(folder / "plan.json"), read_split(dataset, folder / "split")
     else:
         plan, split = _planned(dataset, chosen, folder)
@@ -103,6 +107,21 @@ def _prepared(
         tell(line)
     cases = [*split.labelled, *split.unlabelled]
     return plan, split, _cache(plan, cases, folder.parent / "cache", progress=chosen.progress and main)
+
+
+def _check_options(chosen: TrainOptions, stored: Path) -> None:
+    """A resumed run takes plan and split from its folder: options that decide them must be those it began with."""
+    try:
+        old = asdict(checked(TrainOptions, read_json(stored)))
+    except DataError:
+        raise
+    except ValueError as error:
+        raise DataError(f"{stored}: {error}") from error
+    changed = [name for name, value in asdict(chosen).items() if value != old[name] and name not in _MAY_CHANGE]
+    if changed:
+        told = ", ".join(f"{name} was {old[name]} and is {getattr(chosen, name)}" for name in changed)
+        again = f"ssmis train --config {stored.with_name('config.yaml')} --resume"
+        raise ValueError(f"{stored.parent} was begun with other options: {told}; continue with {again}")
 
 
 def resolved(options: TrainOptions) -> TrainOptions:
@@ -215,4 +234,5 @@ def progress_of(show: bool, what: str) -> Callable[[Iterable[Any]], Iterable[Any
     return lambda items: tqdm(items, desc=what, unit="case", dynamic_ncols=True, leave=False)
 
 
+_MAY_CHANGE = ("data", "out", "device", "memory_gb", "resume", "progress")
 _PREPARES = ("dims", "channels", "label_values", "spacing_mm")

@@ -4,10 +4,12 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import torch
 from recipes.small import small_batch, small_nets
 
 from ssmis.engine import DeadTermError, FitConfig, PseudoLabelQuality, fit, load_checkpoint
+from ssmis.engine.lock import locked
 from ssmis.engine.log import CsvLog
 from ssmis.engine.optim import clip_gradients, make_optimizer
 from ssmis.losses import dice_ce
@@ -77,6 +80,30 @@ def test_a_folder_another_process_trains_in_is_refused(tmp_path):
         run(supervised(), tmp_path)
     holder.communicate()
     run(supervised(), tmp_path)
+
+
+def test_a_thread_may_enter_its_folder_again_and_another_one_not(tmp_path):
+    with locked(tmp_path / "run"):
+        with locked(tmp_path / "run"):
+            pass
+        with ThreadPoolExecutor(1) as pool, pytest.raises(FileExistsError, match="is in use"):
+            pool.submit(locked(tmp_path / "run").__enter__).result()
+    assert not (tmp_path / "run").exists()  # nothing was written
+
+
+def test_a_run_whose_folder_was_removed_leaves_the_next_run_of_that_name_alone(tmp_path):
+    out = tmp_path / "run"
+
+    def removes(step, recipe):
+        if step == 2:
+            shutil.rmtree(out)
+            subprocess.run([sys.executable, "-c", HOLDER, str(out)], input="", text=True, check=True)
+            (out / "checkpoints").mkdir(parents=True)
+            (out / "checkpoints" / "last.pt").write_text("of another run")
+
+    with pytest.raises(FileNotFoundError, match="the run folder was removed while the run was on"):
+        run(supervised(), out, replace(CONFIG, callback_every=1), callbacks=[removes])
+    assert (out / "checkpoints" / "last.pt").read_text() == "of another run"
 
 
 def test_facts_that_are_no_json_are_refused_before_training(tmp_path):

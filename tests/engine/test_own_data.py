@@ -2,6 +2,8 @@
 """Runs on data of one's own: arrays, files, streaming, training, scores, export."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -223,6 +225,45 @@ def test_train_resume_evaluate_report_export(tmp_path, monkeypatch):
     with torch.no_grad():
         torch.testing.assert_close(model(images), TrainedRun.read(done.folder).recipe().predict(images).probs)
     assert config["plan"]["label_values"] == [0, 1]
+
+
+SMALL = {
+    "recipe": "supervised", "nets": ["unet"], "width": 2, "progress": False, "device": "cpu", "precision": "fp32",
+    "steps": 2, "patch": [8, 8, 8], "batch": 1,
+}  # fmt: skip
+
+
+def files_of(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_run_that_is_on_keeps_its_plan_and_split_from_a_second_one(tmp_path):
+    """Before the first checkpoint too: held-out cases of the one would be training cases of the other."""
+    data = plain(tmp_path / "data", labelled=5, unlabelled=2)
+    out = tmp_path / "run"
+    holder = (
+        "import sys; from pathlib import Path; from ssmis.engine.lock import locked\n"
+        "with locked(Path(sys.argv[1])): print('held', flush=True); sys.stdin.readline()"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", holder, str(out)], **pipes) as first:
+        assert first.stdout.readline() == "held\n"
+        before = files_of(out)
+        with pytest.raises(FileExistsError, match="another process trains there"):
+            train(data, out=str(out), seed=5, **SMALL)
+        assert files_of(out) == before
+        first.communicate()
+
+
+def test_a_resume_with_other_options_names_them(tmp_path):
+    data = plain(tmp_path / "data", labelled=5, unlabelled=2)
+    done = train(data, out=str(tmp_path / "run"), **SMALL)
+    with pytest.raises(ValueError, match=r"run was begun with other options: labelled was all and is 2, width was 2"):
+        train(data, out=str(tmp_path / "run"), resume=True, labelled="2", **SMALL | {"width": 4})
+    (done.folder / "checkpoints" / "last.pt").unlink()  # nothing to resume: planned anew
+    anew = train(data, out=str(tmp_path / "run"), resume=True, labelled="2", **SMALL)
+    assert len(anew.split.labelled) == 2
+    assert json.loads((done.folder / "options.json").read_text())["labelled"] == "2"
 
 
 def test_the_state_of_an_average_is_what_predicts(tmp_path):
