@@ -42,6 +42,10 @@ class Prefetch(Iterator[T], Generic[T]):
         if kind == "batch":
             return item
         self.close()
+        if isinstance(
+            item, StopIteration
+        ):  # of an iterator inside of `maker`: it would end the loop as if all was done
+            raise RuntimeError("the batches ended too early: making one raised StopIteration") from item
         if kind == "error":
             raise item
         raise StopIteration

@@ -202,6 +202,12 @@ def test_too_many_non_finite_steps_stop_the_run_and_name_term_and_cases(tmp_path
         run(recipe, tmp_path, replace(CONFIG, max_skipped=3))
 
 
+def test_batches_that_run_out_are_an_error_and_no_finished_run(tmp_path):
+    few = iter([small_batch(0), small_batch(1)])
+    with pytest.raises(RuntimeError, match="the batches ended too early"):
+        run(supervised(), tmp_path, batches=lambda step: next(few))
+
+
 def test_an_error_in_the_data_surfaces(tmp_path):
     def broken(step):
         raise OSError("disk on fire")
