@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from ssmis.engine.atomic import remove_leftovers, replace_text
-from ssmis.engine.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from ssmis.engine.checkpoint import load_checkpoint, save_checkpoint
 from ssmis.engine.lock import check_held
 from ssmis.engine.log import CsvLog
 from ssmis.engine.record import changed_settings
+from ssmis.engine.restore import check_state
 from ssmis.engine.runtime import environment
 
 
@@ -41,9 +42,7 @@ class RunFolder:
         if not resume:
             raise FileExistsError(f"{self.out} holds a run already; resume it, or choose another folder")
         state = load_checkpoint(self.last)
-        missing = _STATE - set(state)
-        if missing:
-            raise CheckpointError(f"{self.last} is not a checkpoint of fit: it lacks {', '.join(sorted(missing))}")
+        check_state(state, self.last)
         return state
 
     def open(self, settings: Mapping[str, Any], nets: Sequence[str], *, step: int, steps: int) -> None:
@@ -91,9 +90,6 @@ def check_settings(old: Mapping[str, Any], new: Mapping[str, Any], source: Path)
     """Raise ValueError, naming them, if settings differ that a resumed run must share with the interrupted one."""
     if changed := changed_settings(old, new):
         raise ValueError(f"{source} was made with other settings: {changed}")
-
-
-_STATE = {"step", "seconds", "stage", "skipped", "settings", "peak_mb", "recipe", "optimizer", "scaler", "ema", "guard"}
 
 
 def _evaluation(protocol: Path) -> dict[str, Any]:

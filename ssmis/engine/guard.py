@@ -83,8 +83,8 @@ class TermGuard:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore `state_dict()`."""
-        self._steps = dict(state["steps"])
-        self._unproven = {name: set(students) for name, students in state["unproven"].items()}
+        self._steps = {name: int(steps) for name, steps in state["steps"].items()}
+        self._unproven = {name: set(state["unproven"][name]) for name in self._steps}
 
     def _parameters(self, student: str) -> list[nn.Parameter]:
         return [p for p in self.students[student].parameters() if p.requires_grad]

@@ -22,6 +22,7 @@ from ssmis.engine.folder import RunFolder, check_settings
 from ssmis.engine.guard import TermGuard
 from ssmis.engine.health import ForegroundWatch, all_finite, blame
 from ssmis.engine.optim import clip_gradients, make_optimizer, set_learning_rate
+from ssmis.engine.restore import load_counts, load_optimizer, restoring
 from ssmis.engine.runtime import (
     apply_memory_format,
     memory_format_for,
@@ -223,13 +224,16 @@ class Run:
         if state is None:
             return
         check_settings(state["settings"], self.settings, self.folder.last)
-        self.recipe.load_state_dict(state["recipe"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        if self.ema is not None:
-            self.ema.load_state_dict(state["ema"])
-        self.guard.load_state_dict(state["guard"])
-        self.watch.load_state_dict(state.get("watch", {}))
+        with restoring(self.folder.last):
+            self.recipe.load_state_dict(state["recipe"])
+            load_optimizer(self.optimizer, state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
+            if self.ema is not None:
+                self.ema.load_state_dict(state["ema"])
+            self.guard.load_state_dict(state["guard"])
+            self.watch.load_state_dict(load_counts(state.get("watch", {}), "watch"))
+            if state["step"] > self.config.steps:
+                raise ValueError(f"it is of step {state['step']}; the run has {self.config.steps}")
         self.step, self.seconds, self.peak_mb = state["step"], state["seconds"], state["peak_mb"]
         self.stage, self.skipped = state["stage"], state["skipped"]
 

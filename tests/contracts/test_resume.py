@@ -2,6 +2,7 @@
 """A run that was stopped and resumed is the run that was not, bit for bit: checkpoints and logs."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from recipes.small import small_batch
 from benchmarks.soak import differences
 from ssmis.data import write_phantoms
 from ssmis.data.la import la_split
-from ssmis.engine import PROTOCOLS, FitConfig, fit, load_checkpoint
+from ssmis.engine import PROTOCOLS, FitConfig, fit, health, load_checkpoint
 from ssmis.engine import run as run_module
 from ssmis.engine.runtime import Precision
 from ssmis.nets import VNet
@@ -110,3 +111,41 @@ def test_sampling_and_augmentation_resume_bit_for_bit(tmp_path):
     again = protocol.batches(cache, split.labelled, split.unlabelled)
     fit(make(2), again, config, out=tmp_path / "resumed", resume=True, **run)
     assert differences(tmp_path / "straight", tmp_path / "resumed") == []
+
+
+def test_steps_without_foreground_go_on_counting(tmp_path, monkeypatch):
+    monkeypatch.setattr(health, "NEVER", 2.0)  # every step counts as one
+    monkeypatch.setattr(run_module, "ForegroundWatch", partial(health.ForegroundWatch, patience=4))
+    with pytest.warns(RuntimeWarning, match="have collapsed"):
+        one, other = stopped_and_resumed(lambda seed: build("supervised", seed=seed), tmp_path, CONFIG, at=(3,))
+    assert differences(one, other) == []
+    assert (other / "events.csv").read_text().splitlines()[1].startswith("3,collapse")
+
+
+def test_skipped_steps_go_on_counting(tmp_path):
+    def poisoned(step):
+        batch = small_batch(step)
+        return replace(batch, labelled=batch.labelled * float("nan")) if step > 2 else batch
+
+    def broken(step):
+        if step == 5:
+            raise Stop
+        return poisoned(step)
+
+    config = replace(CONFIG, max_skipped=3, checkpoint_every=1)
+    with pytest.raises(Stop):
+        fit(build("supervised"), broken, config, out=tmp_path, progress=False)
+    with pytest.raises(FloatingPointError, match="3 steps in a row"):
+        fit(build("supervised"), poisoned, config, out=tmp_path, resume=True, progress=False)
+
+
+def test_a_step_skipped_after_the_checkpoint_is_told_once(tmp_path):
+    def poisoned(step):
+        batch = small_batch(step)
+        return replace(batch, labelled=batch.labelled * float("nan")) if step == 2 else batch
+
+    one, other = stopped_and_resumed(
+        lambda seed: build("supervised", seed=seed), tmp_path, CONFIG, at=(3,), batches=poisoned
+    )
+    assert differences(one, other) == []
+    assert len((other / "events.csv").read_text().splitlines()) == 2

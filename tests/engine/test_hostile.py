@@ -21,6 +21,7 @@ from benchmarks import fuzz, soak
 from ssmis.cli import parse
 from ssmis.data import DataError
 from ssmis.engine import CheckpointError, FitConfig, fit, load_checkpoint, save_checkpoint, write_evaluation
+from ssmis.engine.checkpoint import FORMAT
 from ssmis.engine.export import export_run, load_exported
 from ssmis.engine.trained import TrainedRun
 from ssmis.options import TrainOptions
@@ -83,6 +84,106 @@ def test_a_resume_names_what_a_checkpoint_lacks(tmp_path):
     save_checkpoint(last, {"step": 1})
     with pytest.raises(CheckpointError, match=r"last\.pt is not a checkpoint of fit: it lacks ema, guard"):
         fit(Supervised(small_nets(names=("vnet",))), small_batch, FitConfig(), out=tmp_path, resume=True)
+
+
+def with_pickle(path, value):
+    """A checkpoint whose state is what these operations of a pickle leave on the stack, under the key "x"."""
+    save_checkpoint(path, {"x": 1})
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    name = next(name for name in parts if name.endswith("data.pkl"))
+    text = [
+        b"X" + len(word).to_bytes(4, "little") + word for word in (b"format", FORMAT.encode(), b"version", b"state")
+    ]
+    parts[name] = b"\x80\x02}(" + text[0] + text[1] + text[2] + b"K\x01" + text[3] + b"}(X\x01\0\0\0x" + value + b"uu."
+    with zipfile.ZipFile(path, "w") as archive:
+        for own, content in parts.items():
+            archive.writestr(own, content)
+
+
+def nested(depth, first, again):
+    """Each level holds the one below twice."""
+    value = first + b"q\x00"
+    for level in range(1, depth):
+        value = again(value, b"h" + bytes([level - 1])) + b"q" + bytes([level])
+    return value
+
+
+def call(name, size):
+    return b"c" + name + b"\n\x8a\x06" + size.to_bytes(6, "little") + b"\x85R"
+
+
+BOMBS = {
+    "bytes": call(b"__builtin__\nbytearray", 2**42),
+    "counter": b"ccollections\nCounter\n)R",
+    "tensor": b"ctorch\nTensor\nJ" + (2**28).to_bytes(4, "little") + b"\x85R",
+    "lists": nested(60, b"](K\x01e", lambda value, below: b"](" + value + below + b"e"),
+    "key": b"}(" + nested(60, b"K\x01K\x01\x86", lambda value, below: value + below + b"\x86") + b"K\x01u",
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_checkpoint_of_a_few_bytes_cannot_stand_for_more_than_there_is(tmp_path, name):
+    path = tmp_path / "bomb.pt"
+    with_pickle(path, b"K\x07")
+    assert load_checkpoint(path) == {"x": 7}
+    with_pickle(path, BOMBS[name])
+    with pytest.raises(CheckpointError, match=r"bomb\.pt.*(not loaded for safety|more than there is|is not in it)"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("odd", ["small", "stretched", "word", "gone", "other groups"])
+def test_moments_that_do_not_fit_their_parameters_are_refused_by_name(tmp_path, optimizer, odd):
+    """torch would write beyond them: its fused steps look at no shape."""
+    config = FitConfig(steps=4, optimizer=optimizer, precision="fp32", checkpoint_every=2)
+
+    def broken(step):
+        if step == 3:
+            raise EOFError
+        return small_batch(step)
+
+    with pytest.raises(EOFError):
+        fit(Supervised(small_nets(names=("vnet",))), broken, config, out=tmp_path, progress=False)
+    last = tmp_path / "checkpoints" / "last.pt"
+    state = load_checkpoint(last)
+    name = "exp_avg" if optimizer == "adamw" else "momentum_buffer"
+    for own in state["optimizer"]["state"].values():
+        own[name] = {"small": torch.zeros(1), "word": "x", "stretched": own[name].flatten()[:1]}.get(odd, own[name])
+        if odd == "gone":
+            del own[name]
+    if odd == "other groups":
+        state["optimizer"]["param_groups"][0]["lr_scale"] = 1e9
+    save_checkpoint(last, state)
+    with pytest.raises(CheckpointError, match=r"last\.pt does not fit this recipe and its settings"):
+        fit(Supervised(small_nets(names=("vnet",))), small_batch, config, out=tmp_path, resume=True, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [("step", -1), ("step", "x"), ("step", 10**9), ("stage", None), ("settings", [1]), ("recipe", {"a": 1}),
+     ("guard", {"steps": 3}), ("watch", {"vnet": "x"}), ("skipped", "x"), ("optimizer", {})],
+)  # fmt: skip
+def test_odd_entries_of_a_checkpoint_are_refused_by_name(tmp_path, entry, value):
+    config = FitConfig(steps=1, precision="fp32")
+    fit(Supervised(small_nets(names=("vnet",))), small_batch, config, out=tmp_path, progress=False)
+    last = tmp_path / "checkpoints" / "last.pt"
+    save_checkpoint(last, load_checkpoint(last) | {entry: value})
+    with pytest.raises(CheckpointError, match=r"last\.pt (is not a checkpoint of fit|does not fit this recipe)"):
+        fit(Supervised(small_nets(names=("vnet",))), small_batch, config, out=tmp_path, resume=True, progress=False)
+
+
+def test_the_checkpoint_of_another_recipe_is_refused_by_name(tmp_path):
+    config = FitConfig(steps=1, precision="fp32")
+    fit(Supervised(small_nets(names=("vnet",))), small_batch, config, out=tmp_path, progress=False)
+    with pytest.raises(CheckpointError, match=r"last\.pt does not fit this recipe.*students\.resnet"):
+        fit(Supervised(small_nets(names=("resnet",))), small_batch, config, out=tmp_path, resume=True, progress=False)
+
+
+@pytest.mark.parametrize("value", [torch.zeros(1).expand(100), torch.eye(3).to_sparse(), torch.zeros(3, device="meta")])
+def test_a_tensor_that_would_not_be_read_back_is_not_written(tmp_path, value):
+    with pytest.raises(ValueError, match=r"state\['x'\] is a(n expanded)? tensor"):
+        save_checkpoint(tmp_path / "last.pt", {"x": value})
 
 
 @pytest.mark.parametrize("content", [b"{", b"[1]", b"\xff\xfe", b"[" * 100_000])
