@@ -163,6 +163,10 @@ def check_config(path: Path | str, known: Collection[str]) -> None:
             raise ValueError(f"it holds a {type(found).__name__}; expected options, one a line, such as 'steps: 600'")
         if wrong := [name for name in found if not isinstance(name, str) or name not in known]:
             raise ValueError(f"there is no option {wrong[0]!r}; expected some of {', '.join(known)}")
+        for name, value in found.items():
+            numbers = [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, int)]
+            if any(number.bit_length() > 64 for number in numbers):  # too long to be written out
+                raise ValueError(f"{name} has more than 64 bits; expected a number")
     except Exception as error:  # the parser raises whatever the text brings about
         raise ValueError(f"{path}: cannot be read as options: {' '.join(str(error).split())}") from error
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ssmis._optional import require
 from ssmis.data.cases import Case, DataError, Split, Volume, check_name, check_no_overlap, check_size, check_volume
+from ssmis.data.headers import DEFLATE
 from ssmis.data.held_out import check_open
 
 FOLDER = "2018LA_Seg_Training Set"
@@ -174,6 +175,8 @@ def _numbers(file: Any, key: str, path: Path, *, kind: type[Any]) -> NDArray[Any
     link = file.get(key, getlink=True)
     if link is None:
         raise DataError(f"{path}: there is no data set {key!r}; it has {', '.join(map(repr, file)) or 'none'}")
+    if hasattr(link, "path") and not hasattr(link, "filename"):  # to follow it could open any file
+        raise DataError(f"{path}: the {key} is a link to {link.path!r}; expected the data set itself")
     found = None if hasattr(link, "filename") else file[key]
     if found is not None and not isinstance(found, kind):
         raise DataError(f"{path}: {key!r} is a {type(found).__name__}; expected a data set")
@@ -188,6 +191,11 @@ def _numbers(file: Any, key: str, path: Path, *, kind: type[Any]) -> NDArray[Any
         check_size(found.chunks, f"{path}: a chunk of the {key}")
     if not found.id.get_storage_size():
         raise DataError(f"{path}: the {key} has shape {found.shape} and no data")
+    if found.size * found.dtype.itemsize > found.id.get_storage_size() * (DEFLATE if found.chunks else 1):
+        raise DataError(
+            f"{path}: the {key} declares {found.shape} voxels of {found.dtype} and has "
+            f"{found.id.get_storage_size()} bytes of them; expected a whole one"
+        )
     return found[()]
 
 

@@ -35,11 +35,16 @@ class Dataset:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse an empty data set, and two cases of one name."""
+        """Refuse an empty data set, two cases of one name, and names that no list file can hold."""
         if not self.cases:
             raise DataError(f"{self.root}: the layout is {self.layout}, but no image is there")
         first: dict[str, Path] = {}
         for case in self.cases:
+            if case.id.strip() != case.id or len(case.id.splitlines()) != 1 or not _is_text(case.id):
+                raise DataError(
+                    f"{ascii(str(case.image))}: {ascii(case.id)} is no name for a case; expected a name without line "
+                    "breaks, in UTF-8, that neither begins nor ends with a blank: split lists hold one a line"
+                )
             if case.id in first:
                 raise DataError(f"{case.image}: case {case.id!r} has the name of {first[case.id]}")
             first[case.id] = case.image
@@ -57,6 +62,15 @@ class Dataset:
     def role(self, case: Case) -> str:
         """What the data set uses the case for; "train" where it says nothing."""
         return self.roles.get(case.id, "train")
+
+
+def _is_text(name: str) -> bool:
+    """Whether it is more than bytes of a file name that are no UTF-8."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def find_dataset(root: Path | str) -> Dataset:

@@ -172,7 +172,8 @@ def _of_file(case: Case) -> Case:
     h5py = require("h5py", extra="medical", purpose="reading HDF5 volumes")
     try:
         with h5py.File(case.image, "r") as file:
-            dims = file["image"].ndim
+            linked = hasattr(file.get("image", getlink=True), "path")  # refused when it is read
+            dims = 3 if linked else file["image"].ndim
     except Exception as error:  # h5py raises whatever the damage brings about
         raise DataError(f"{case.image}: cannot be read as HDF5, perhaps truncated ({error})") from error
     return replace(case, spacing_mm=(1.0,) * dims)

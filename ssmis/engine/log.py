@@ -92,7 +92,7 @@ def _whole_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
         rows: list[dict[str, str]] = []
         for row in reader:
             step = row.get("step") or ""
-            if None in row.values() or None in row or not (step.isascii() and step.isdigit()):
+            if None in row.values() or None in row or not (step.isascii() and step.isdigit() and len(step) < 19):
                 break
             if rows and int(step) < int(rows[-1]["step"]):
                 break

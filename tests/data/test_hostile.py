@@ -5,6 +5,8 @@ import gzip
 import json
 import os
 import struct
+import subprocess
+import sys
 import tracemalloc
 import zlib
 
@@ -79,8 +81,41 @@ def test_a_file_that_refers_to_another_is_refused(tmp_path, intact, refer):
     with h5py.File(path, "w") as file:
         refer(file, intact)
         file["label"] = np.ones((8, 8, 8), dtype=np.uint8)
-    with pytest.raises(DataError, match=r"refers\.h5: the image lies in another file; expected it in this one"):
+    told = r"refers\.h5: the image (lies in another file; expected it in this one|is a link to '/far/image')"
+    with pytest.raises(DataError, match=told):
         load_la(case_of(path))
+
+
+@pytest.mark.parametrize("refer", [external_link, soft_link_over_an_external_one])
+def test_what_a_link_leads_to_is_not_opened(tmp_path, refer):
+    """To open a pipe would wait for ever."""
+    os.mkfifo(tmp_path / "pipe")
+    path = tmp_path / "refers.h5"
+    with h5py.File(path, "w") as file:
+        refer(file, tmp_path / "pipe")
+    read = (
+        "import sys; from pathlib import Path; from ssmis.data import Case; from ssmis.data.scans import case_scan\n"
+        "case_scan(Case('a', Path(sys.argv[1]), None, ()))"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", read, str(path)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert "refers.h5: the image" in found.stderr
+
+
+def test_a_file_that_holds_a_chunk_of_what_it_claims_is_refused_before_memory_is_taken(tmp_path):
+    path = tmp_path / "sparse.h5"
+    with h5py.File(path, "w") as file:
+        image = file.create_dataset("image", (800,) * 3, "f4", chunks=(16,) * 3, compression="gzip")
+        image[:16, :16, :16] = 1
+        file.create_dataset("label", data=np.zeros((64,) * 3, "u1"), chunks=(64,) * 3, compression="gzip")
+    assert path.stat().st_size < 10_000
+    with pytest.raises(DataError, match=r"sparse\.h5: the image declares \(800, 800, 800\) voxels of float32 and has"):
+        load_la(case_of(path))
+    with h5py.File(path, "a") as file:  # what packs best is read
+        del file["image"]
+        file.create_dataset("image", data=np.zeros((64,) * 3, "f4"), chunks=(64,) * 3, compression="gzip")
+    assert load_la(case_of(path)).image.shape == (1, 64, 64, 64)
 
 
 OUT = [
@@ -326,3 +361,14 @@ def test_any_bytes_are_read_or_refused_by_name(tmp_path_factory, content, name):
     except DataError as error:
         told = str(error)
     assert name in told
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\u2028b", " a", os.fsdecode(b"sc\xff")])
+def test_a_file_name_that_no_list_can_hold_is_refused_by_name(tmp_path, name):
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+        for own in (name, "b"):
+            (tmp_path / folder / f"{own}.nii.gz").write_bytes(b"not read")
+    with pytest.raises(DataError, match="expected a name without line breaks") as caught:
+        find_dataset(tmp_path)
+    assert ascii(name)[1:-1] in str(caught.value).encode("utf-8").decode()

@@ -210,6 +210,8 @@ ALIASES = "a: &a [x, x]\n" + "".join(f"b{index}: &a [*a, *a, *a]\n" for index in
         ("- data\n", "it holds a list"),
         ("data: [x\n", "expected ',' or ']'"),
         ("data: \udcff\n", "'utf-8' codec can't decode"),
+        ("data: x\nsteps: 0x" + "f" * 9000, "steps has more than 64 bits"),
+        ("data: x\npatch: [1" + ":59" * 9000 + "]", "patch has more than 64 bits"),
         ("#" * 70_000, "it has 70000 bytes; expected at most 65536"),
         ("data: x\nsteps: many\n", "steps is 'many'; expected int"),
     ],

@@ -79,3 +79,10 @@ def test_leftovers_of_killed_processes_are_removed(tmp_path):
     (tmp_path / ".last.pt.123.tmp").write_bytes(b"half a")
     remove_leftovers(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["protocol.json"]
+
+
+def test_a_step_of_thousands_of_digits_ends_a_log(tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,loss\n0,1\n" + "1" * 5000 + ",2\n")
+    CsvLog(path, keep_below=5).close()
+    assert path.read_bytes().split() == [b"step,loss", b"0,1"]
