@@ -17,6 +17,7 @@ from ssmis.data.cases import Case, DataError, Volume
 from ssmis.data.held_out import check_open
 from ssmis.data.la import load_la
 from ssmis.data.resample import area_downsample, majority_downsample, scaled_size
+from ssmis.data.whole import replacing
 
 VERSION = 1
 
@@ -138,13 +139,8 @@ def _write(stem: Path, case: Case, volume: Volume, scale: float) -> None:
 
 
 def _replace(path: Path, write: Callable[[Any], Any]) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path, path.with_name(f"{path.name}.{os.getpid()}.tmp")) as temporary, temporary.open("wb") as file:
+        write(file)
 
 
 def _open(stem: Path, *, labelled: bool) -> tuple[Entry, tuple[float, ...]] | None:

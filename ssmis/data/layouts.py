@@ -42,7 +42,7 @@ class Dataset:
         for case in self.cases:
             if case.id.strip() != case.id or len(case.id.splitlines()) != 1 or not _is_text(case.id):
                 raise DataError(
-                    f"{ascii(str(case.image))}: {ascii(case.id)} is no name for a case; expected a name without line "
+                    f"{str(case.image)!a}: {case.id!a} is no name for a case; expected a name without line "
                     "breaks, in UTF-8, that neither begins nor ends with a blank: split lists hold one a line"
                 )
             if case.id in first:

@@ -17,6 +17,7 @@ from ssmis.data.grid import Grid
 from ssmis.data.headers import DEFLATE, open_volume
 from ssmis.data.held_out import check_open
 from ssmis.data.la import load_la
+from ssmis.data.whole import replacing
 
 VOLUMES = (".nii.gz", ".nii", ".hdr", ".img", ".mgz", ".mgh", ".mnc")
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
@@ -210,11 +211,8 @@ def write_map(path: Path | str, array: NDArray[Any], grid: Grid) -> Path:
     image.header["cal_min"] = image.header["cal_max"] = 0
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name.removesuffix('.gz').removesuffix('.nii')}.tmp{suffix_of(path)}")
-    try:
+    with replacing(path, temporary):
         nib.save(image, temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 
@@ -310,7 +308,9 @@ def _write_picture(path: Path, array: NDArray[Any]) -> Path:
         path = path.with_name(path.name + ".png")
     path.parent.mkdir(parents=True, exist_ok=True)
     wide = array.dtype.itemsize > 1
-    pillow.fromarray(np.ascontiguousarray(array, dtype=np.uint16 if wide else np.uint8)).save(path)
+    picture = pillow.fromarray(np.ascontiguousarray(array, dtype=np.uint16 if wide else np.uint8))
+    with replacing(path, path.with_name(f".{path.stem}.tmp{suffix_of(path)}")) as temporary:
+        picture.save(temporary)
     return path
 
 

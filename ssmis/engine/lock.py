@@ -35,17 +35,18 @@ def locked(folder: Path, *, when: bool = True) -> Iterator[None]:
     if not when or (key in _held and _held[key][0] == threading.get_ident()):
         yield
         return
-    new = not folder.exists()
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
     file = _hold(folder)
     _held[key] = threading.get_ident(), file
     try:
         yield
     finally:
         del _held[key]
-        if new and [path.name for path in folder.glob("*")] == [_NAME]:
+        if folder in new and [path.name for path in folder.glob("*")] == [_NAME]:
             with suppress(OSError):
                 (folder / _NAME).unlink()
-                folder.rmdir()
+                for path in new:
+                    path.rmdir()
         file.close()
 
 

@@ -83,12 +83,13 @@ def test_a_folder_another_process_trains_in_is_refused(tmp_path):
 
 
 def test_a_thread_may_enter_its_folder_again_and_another_one_not(tmp_path):
-    with locked(tmp_path / "run"):
-        with locked(tmp_path / "run"):
+    folder = tmp_path / "new" / "run"
+    with locked(folder):
+        with locked(folder):
             pass
         with ThreadPoolExecutor(1) as pool, pytest.raises(FileExistsError, match="is in use"):
-            pool.submit(locked(tmp_path / "run").__enter__).result()
-    assert not (tmp_path / "run").exists()  # nothing was written
+            pool.submit(locked(folder).__enter__).result()
+    assert not (tmp_path / "new").exists()  # nothing was written
 
 
 def test_a_run_whose_folder_was_removed_leaves_the_next_run_of_that_name_alone(tmp_path):

@@ -5,8 +5,11 @@ import csv
 import resource
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 
+from ssmis.data import Cache, Case, Grid, write_la
+from ssmis.data.scans import write_map
 from ssmis.engine import load_checkpoint, save_checkpoint
 from ssmis.engine.atomic import remove_leftovers, replace_text
 from ssmis.engine.log import CsvLog
@@ -72,6 +75,21 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_names_the_file(tmp_path):
         save_checkpoint(path, {"step": 2, "more": list(range(10000))})
     assert load_checkpoint(path) == {"step": 1}
     assert [file.name for file in tmp_path.iterdir()] == ["last.pt"]
+
+
+@pytest.mark.parametrize("kind", ["volume", "picture", "cache"])
+def test_a_full_disk_leaves_no_half_of_a_result_and_names_the_file(tmp_path, kind):
+    noise = np.random.default_rng(0).integers(0, 255, (40, 40, 40), dtype=np.uint8)
+    case = Case("a", write_la(tmp_path / "data", "a", noise, None), None, (1.0, 1.0, 1.0))
+    out = tmp_path / "out"
+    write = {
+        "volume": lambda: write_map(out / "map", noise, Grid(noise.shape, (1.0, 1.0, 1.0), np.eye(4))),
+        "picture": lambda: write_map(out / "map", noise[0], Grid(noise.shape[1:], (1.0, 1.0))),
+        "cache": lambda: Cache.build([case], out),
+    }[kind]
+    with full_disk(500), pytest.raises(OSError, match=r"out/(map\.nii\.gz|map\.png|a-\w+\.image\.npy)'?$"):
+        write()
+    assert [path for path in out.iterdir() if path.stat().st_size] == []
 
 
 def test_leftovers_of_killed_processes_are_removed(tmp_path):
