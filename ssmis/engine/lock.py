@@ -14,22 +14,22 @@ try:
 except ImportError:  # Windows has none; there the folder is not locked
     fcntl = None  # type: ignore[assignment]
 
-_held: dict[Path, tuple[int, IO[str]]] = {}  # folder -> thread that holds it, and its open lock
+_held: dict[Path, tuple[int | None, IO[str]]] = {}  # folder -> thread that may enter again, and the open lock
 
 
 @contextmanager
-def locked(folder: Path, *, when: bool = True) -> Iterator[None]:
+def locked(folder: Path, *, when: bool = True, again: bool = False) -> Iterator[None]:
     """Hold `folder` for this process; the lock ends with the process, however that ends.
 
-    The thread that holds a folder may enter it again. A folder that was made for this and in which nothing was
-    written is removed again.
+    A folder that was made for this and in which nothing was written is removed at the end.
 
     Args:
         folder: made if missing.
         when: false does nothing.
+        again: whether this thread may enter once more, as `train` lets `fit`.
 
     Raises:
-        FileExistsError: another process, or another thread, holds it.
+        FileExistsError: another process, another thread, or a holder without `again`, has it.
     """
     key = folder.resolve()
     if not when or (key in _held and _held[key][0] == threading.get_ident()):
@@ -37,11 +37,11 @@ def locked(folder: Path, *, when: bool = True) -> Iterator[None]:
         return
     new = [path for path in (folder, *folder.parents) if not path.exists()]
     file = _hold(folder)
-    _held[key] = threading.get_ident(), file
+    _held[key] = threading.get_ident() if again else None, file
     try:
         yield
     finally:
-        del _held[key]
+        _held.pop(key, None)
         if folder in new and [path.name for path in folder.glob("*")] == [_NAME]:
             with suppress(OSError):
                 (folder / _NAME).unlink()

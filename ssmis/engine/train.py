@@ -61,7 +61,7 @@ def train(
     chosen = data if isinstance(data, TrainOptions) else TrainOptions(data=str(data), **options)
     chosen = resolved(chosen)
     world = join()
-    with together(world), locked(Path(str(chosen.out)), when=world.main):  # before the plan is written
+    with together(world), locked(Path(str(chosen.out)), when=world.main, again=True):  # before the plan is written
         return _train(chosen, tell if world.main else lambda text: None, world)
 
 

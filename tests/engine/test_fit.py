@@ -82,9 +82,11 @@ def test_a_folder_another_process_trains_in_is_refused(tmp_path):
     run(supervised(), tmp_path)
 
 
-def test_a_thread_may_enter_its_folder_again_and_another_one_not(tmp_path):
+def test_a_folder_is_entered_again_only_where_its_holder_lets_it(tmp_path):
     folder = tmp_path / "new" / "run"
-    with locked(folder):
+    with locked(folder), pytest.raises(FileExistsError, match="is in use"), locked(folder):
+        pass
+    with locked(folder, again=True):
         with locked(folder):
             pass
         with ThreadPoolExecutor(1) as pool, pytest.raises(FileExistsError, match="is in use"):
