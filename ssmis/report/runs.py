@@ -129,7 +129,7 @@ def read_log(path: Path) -> dict[str, Array]:
     """Read a log of `fit`: column -> float64 `(steps,)`, nan where a cell is empty.
 
     Raises:
-        ValueError: the file is missing, or a cell is no number.
+        ValueError: the file is missing, a cell is no number, or a row has no step.
     """
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file; expected a run folder as `fit` writes it")
@@ -137,7 +137,10 @@ def read_log(path: Path) -> dict[str, Array]:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file, restval="")
             names, rows = list(reader.fieldnames or ()), list(reader)
-        return {name: np.array([float(row[name] or nan) for row in rows]) for name in names}
+        found = {name: np.array([float(row[name] or nan) for row in rows]) for name in names}
+        if rows and not (np.abs(found.get("step", np.array([nan]))) < 2**53).all():
+            raise ValueError("there is no column 'step', or it holds other than numbers of steps")
+        return found
     except (ValueError, csv.Error) as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -172,7 +175,7 @@ def warnings_of(run: ReportRun) -> list[str]:
     if skipped := int((~np.isfinite(norms)).sum()):
         found.append(f"{skipped} of {len(norms)} steps were skipped: loss or gradient was not finite")
     planned, done = settings.get("fit.steps"), len(run.metrics.get("step", ()))
-    if planned is not None and done < planned:
+    if isinstance(planned, int) and done < planned:
         found.append(f"training is at step {done} of {planned}")
     return found
 

@@ -116,6 +116,12 @@ def test_data_that_do_not_fit_the_processes_are_an_error_and_no_hang(where, mess
         assert message in str(error)
 
 
+def test_processes_whose_weights_differ_leave_no_checkpoint(tmp_path):
+    for error in in_processes(processes.fail, tmp_path / "run", "weights"):
+        assert "the state of the recipe after step 5 differs between processes" in str(error)
+    assert not (tmp_path / "run" / "checkpoints" / "last.pt").exists()
+
+
 def test_data_that_do_not_divide_by_the_processes_are_sampled_as_by_one(tmp_path):
     """Three labelled cases, two a step; each process crops and augments its own alone."""
     one = processes.train_moving(0, tmp_path / "one")

@@ -14,6 +14,7 @@ import pytest
 from ssmis.engine.log import CsvLog
 from ssmis.metrics import calibration, compare_runs, evaluate_case, summarise, write_cases_csv
 from ssmis.report import CaseView, ReportRun, pick_cases, write_report
+from ssmis.report.runs import read_log
 
 EVIL = """<script>alert(1)</script>"'><img src=x onerror=alert(1)>&amp;"""
 VOID = {"meta", "br"}
@@ -305,3 +306,10 @@ def test_a_browser_opens_it_without_complaint(tmp_path, two, chromium):
     evil = '<img src="https://example.org/a.png">'
     bad.write_text((tmp_path / "report.html").read_text().replace("<main>", f"<main>{evil}"))
     assert any("Content Security Policy" in line for line in visit(chromium, bad, tmp_path / "profile")[1])
+
+
+@pytest.mark.parametrize("log", ["step,loss\n" + "1" * 5000 + ",1\n", "step,loss\nnan,1\n", "loss\n1\n"])
+def test_a_log_without_numbers_of_steps_is_refused_by_name(tmp_path, log):
+    (tmp_path / "metrics.csv").write_text(log)
+    with pytest.raises(ValueError, match=r"metrics\.csv: there is no column 'step', or it holds other than numbers"):
+        read_log(tmp_path / "metrics.csv")
