@@ -121,7 +121,7 @@ class Run:
         self.optimizer.zero_grad(set_to_none=True)
         recipe.begin_step()
         seen: list[Terms] = []
-        finite = True
+        finite, where = True, "loss"
         for index, part in enumerate(parts):
             with world.no_sync(self.model, when=index < count - 1):
                 seen.append(self._forward(part, progress))
@@ -130,10 +130,10 @@ class Run:
                 loss = seen[-1].total()
                 finite = world.all_true(bool(loss.isfinite() & all_finite(recipe.students.buffers())))
                 if not finite:
+                    where += " or BatchNorm statistics" if bool(loss.isfinite()) else ""
                     break
                 self.scaler.scale(loss / count).backward()
         norm = torch.full((), float("nan"), device=self.device)
-        where = "loss"
         if finite:
             where = "gradient"
             self.scaler.unscale_(self.optimizer)

@@ -65,6 +65,16 @@ def test_a_poisoned_volume_reaches_no_weight_average_bank_or_statistic(tmp_path)
     assert "case2" in event["message"]
 
 
+def test_statistics_that_overflow_under_a_finite_loss_are_named(tmp_path):
+    def batches(step):
+        batch = small_batch(step)
+        return replace(batch, labelled=batch.labelled * 1e30) if step == 1 else batch
+
+    fit(Supervised(small_nets(names=("vnet",), norm="batch")), batches, CONFIG, out=tmp_path, progress=False)
+    (event,) = rows(tmp_path / "events.csv")
+    assert event["message"].startswith("non-finite loss or BatchNorm statistics, terms all finite, cases case0")
+
+
 def test_weights_that_overflow_stop_the_run_and_no_checkpoint_has_them(tmp_path):
     scale = {"now": 0.0}
 
