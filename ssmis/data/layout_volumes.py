@@ -32,6 +32,8 @@ def msd(root: Path) -> Dataset | None:
         roles[case.id] = "test"
     listed = {case.image.resolve() for case in cases}
     cases += [Case(stem_of(path), path, None, ()) for path in _scans(root, UNLABELLED) if path.resolve() not in listed]
+    if not cases:
+        raise DataError(f"{root / 'dataset.json'}: it lists no image for training; expected some under 'training'")
     return Dataset("MSD", root, tuple(cases), roles, _names(info), _channel_names(info))
 
 

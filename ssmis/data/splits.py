@@ -81,7 +81,7 @@ def read_split(dataset: Dataset, folder: Path | str) -> Split:
     """Read what `write_split` wrote.
 
     Raises:
-        DataError: the lists are not there, or name cases that the data set does not have.
+        DataError: the lists are not there, or name cases that the data set does not have, or has no label of.
     """
     folder = Path(folder)
     known = {case.id: case for case in dataset.cases}
@@ -92,6 +92,8 @@ def read_split(dataset: Dataset, folder: Path | str) -> Split:
             raise DataError(f"{path}: there is no such file; expected the lists of a split")
         ids = [line.strip() for line in read_text(path).splitlines() if line.strip()]
         groups[role] = tuple(_named(ids, known, path))
+        if role != "unlabelled" and (bare := [case.id for case in groups[role] if not case.labelled]):
+            raise DataError(f"{path}: case {bare[0]!r} has no label; expected one, as when the list was written")
     groups["unlabelled"] = tuple(replace(case, label=None) for case in groups["unlabelled"])
     return Split(**groups)
 

@@ -372,3 +372,9 @@ def test_a_file_name_that_no_list_can_hold_is_refused_by_name(tmp_path, name):
     with pytest.raises(DataError, match="expected a name without line breaks") as caught:
         find_dataset(tmp_path)
     assert ascii(name)[1:-1] in str(caught.value).encode("utf-8").decode()
+
+
+def test_a_dataset_json_that_lists_nothing_is_named(tmp_path):
+    (tmp_path / "dataset.json").write_text('{"labels": {"0": "rest"}, "training": []}')
+    with pytest.raises(DataError, match=r"dataset\.json: it lists no image for training"):
+        find_dataset(tmp_path)

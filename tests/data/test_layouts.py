@@ -2,6 +2,7 @@
 """Every layout is found by itself, with the right pairs."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -168,6 +169,9 @@ def test_splits_nest_keep_subjects_together_and_are_read_back(tmp_path):
     assert make_split(dataset, seed=3).test != make_split(dataset, seed=5).test
     write_split(few, tmp_path / "split")
     assert read_split(dataset, tmp_path / "split") == few
+    bare = replace(dataset, cases=tuple(replace(case, label=None) for case in dataset.cases))
+    with pytest.raises(DataError, match=r"labelled\.list: case '.*' has no label; expected one, as when the list was"):
+        read_split(bare, tmp_path / "split")
     chosen = tmp_path / "mine.list"
     chosen.write_text(f"{few.labelled[0].id}\n")
     assert make_split(dataset, labelled=str(chosen), seed=3).labelled == few.labelled[:1]
