@@ -3,6 +3,7 @@
 
 import csv
 import hashlib
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import Any
 
 from ssmis.data import Case, DataError, Family
 from ssmis.data.texts import read_json
+from ssmis.engine.atomic import replace_text
 from ssmis.engine.evaluate import CaseResult
 from ssmis.engine.runtime import environment
-from ssmis.metrics import write_cases_csv
+from ssmis.metrics.cases import cases_csv
 
 
 def list_facts(cases: Sequence[Case], family: Family | None = None) -> dict[str, Any]:
@@ -41,16 +43,17 @@ def write_evaluation(out: Path | str, results: Sequence[CaseResult], how: Mappin
     if not results:
         raise DataError("results is empty; expected at least one scored case")
     scores = [score for result in results for score in result.scores]
-    write_cases_csv(out / "cases.csv", scores)
+    replace_text(out / "cases.csv", cases_csv(scores))
     post_processing = ["none"]
     if largest := [score for result in results for score in result.largest]:
-        write_cases_csv(out / "cases_largest.csv", largest)
+        replace_text(out / "cases_largest.csv", cases_csv(largest))
         post_processing.append("largest_component")
-    with (out / "calibration.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["case", "ece", "brier", "voxels"])
-        for result in results:
-            writer.writerow([result.case, result.calibration.ece, result.calibration.brier, result.calibration.n])
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["case", "ece", "brier", "voxels"])
+    for result in results:
+        writer.writerow([result.case, result.calibration.ece, result.calibration.brier, result.calibration.n])
+    replace_text(out / "calibration.csv", text.getvalue())
     facts = {
         **how,
         "unit": scores[0].unit,
@@ -61,9 +64,7 @@ def write_evaluation(out: Path | str, results: Sequence[CaseResult], how: Mappin
         "versions": environment()["packages"],
     }
     record = read_json(path)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps({**record, "evaluation": facts}, indent=1), encoding="utf-8")
-    temporary.replace(path)
+    replace_text(path, json.dumps({**record, "evaluation": facts}, indent=1))
 
 
 def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

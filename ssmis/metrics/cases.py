@@ -88,12 +88,18 @@ def evaluate_case(
     return scores
 
 
+def cases_csv(rows: Sequence[CaseScore]) -> str:
+    """Return a table with one line a case and class; nan stays `nan`."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, [field.name for field in fields(CaseScore)])
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in rows)
+    return text.getvalue()
+
+
 def write_cases_csv(path: str | Path, rows: Sequence[CaseScore]) -> None:
     """Write one line a case and class; nan stays `nan`."""
-    with Path(path).open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(CaseScore)])
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
+    Path(path).write_bytes(cases_csv(rows).encode())
 
 
 def read_cases_csv(path: str | Path) -> list[CaseScore]:
