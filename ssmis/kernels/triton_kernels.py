@@ -11,44 +11,18 @@ padded to a power of two; similarities exist as `(BLOCK_V, BLOCK_M)` in register
 import triton
 import triton.language as tl
 
-_SHORTEST = tl.constexpr(1e-12)  # as in reference.py
-_LOG2_E = tl.constexpr(1.4426950408889634)
-_LN_2 = tl.constexpr(0.6931471805599453)
-_LOWEST = tl.constexpr(-1e30)  # a running maximum below every similarity, yet finite: its differences stay numbers
-
-
-@triton.jit
-def _tile(base, rows, row_stride, columns, column_stride):
-    return base + rows.to(tl.int64)[:, None] * row_stride + columns.to(tl.int64)[None, :] * column_stride
-
-
-@triton.jit
-def _member(slots, first, size):
-    # unsigned, a slot before the first is far above the size: one comparison instead of two
-    return (slots - first).to(tl.uint32, bitcast=True) < size.to(tl.uint32, bitcast=True)
-
-
-@triton.jit
-def _place(block, voxels, BLOCK_V: tl.constexpr):
-    """Volume and voxels of a block; blocks do not cross volumes."""
-    per_volume = tl.cdiv(voxels, BLOCK_V)
-    voxel = (block % per_volume).to(tl.int64) * BLOCK_V + tl.arange(0, BLOCK_V)
-    return (block // per_volume).to(tl.int64), voxel
-
-
-@triton.jit
-def _classify(label, ordered, sizes, rows):
-    """First slot of each voxel's class and its number of keys, 0 if it has none, by bisection of the sorted labels."""
-    first = tl.zeros_like(label).to(tl.int32)
-    stride = rows  # a power of two
-    while stride > 0:
-        ahead = first + stride
-        passed = tl.load(ordered + ahead - 1, mask=ahead <= rows, other=0)
-        first = tl.where((ahead <= rows) & (passed < label), ahead, first)
-        stride //= 2
-    found = tl.load(ordered + first, mask=first < rows, other=0)
-    size = tl.load(sizes + first, mask=(first < rows) & (found == label), other=0)
-    return first, size
+from ssmis.kernels.triton_parts import (
+    LOG2_E,
+    align,
+    attend,
+    inverse_length,
+    judge,
+    locate,
+    member,
+    repel,
+    store_nothing,
+    tile,
+)
 
 
 @triton.jit
@@ -62,7 +36,7 @@ def class_means_kernel(directions, firsts, sizes, means, E: tl.constexpr, BLOCK_
     total = tl.zeros([E], tl.float32)
     for start in range(0, size, BLOCK_M):
         own = start + tl.arange(0, BLOCK_M)
-        rows = tl.load(_tile(directions, slot + own, E, channel, 1), mask=(own < size)[:, None], other=0)
+        rows = tl.load(tile(directions, slot + own, E, channel, 1), mask=(own < size)[:, None], other=0)
         total += tl.sum(rows.to(tl.float32), 0)
     tl.store(means + slot.to(tl.int64) * E + channel, total / size)
 
@@ -87,114 +61,48 @@ def forward_kernel(
     first slot of the class (-1: does not count), `level`, the log-sum-exp, and `push`, the sum of the derivatives by
     the positives.
     """
-    volume, voxel = _place(tl.program_id(0), voxels, BLOCK_V)
+    program = tl.program_id(0)
+    volume, voxel = locate(program, voxels, BLOCK_V)
     flat = volume * voxels + voxel  # of what is stored contiguously
     within = voxel < voxels
-    label = tl.load(labels + volume * l_volume + voxel * l_voxel, mask=within, other=0).to(tl.int64)
-    first, size = _classify(label, ordered, sizes, rows)
-    labelled = within & (label != ignore_index)
     keys = tl.load(live)
-    counted = labelled & (size > 0)
-    if NEGATIVES:
-        counted &= size < keys
-    size = tl.where(counted, size, 0)
-    own_weight = tl.where(counted, 1.0, 0.0)
-    if WEIGHTED:
-        own_weight = tl.load(weight + volume * w_volume + voxel * w_voxel, mask=counted, other=0).to(tl.float32)
-
-    program = tl.program_id(0)
+    first, size, labelled, counted, own_weight = judge(
+        labels, weight, ordered, sizes, keys, rows, within,
+        volume * l_volume + voxel * l_voxel, volume * w_volume + voxel * w_voxel, ignore_index, NEGATIVES, WEIGHTED,
+    )  # fmt: skip
     tl.store(sums + 2 * program + 1, tl.sum(own_weight, 0))
     tl.store(counts + 2 * program, tl.sum(counted.to(tl.int32), 0))
     tl.store(counts + 2 * program + 1, tl.sum((labelled & (counted == 0)).to(tl.int32), 0))
 
     channel = tl.arange(0, E)
     there = within[:, None] & (channel < channels)[None, :]
+    target = tile(gradient + volume * g_volume, voxel, g_voxel, channel, g_channel)
     if tl.max(counted.to(tl.int32), 0) == 0:
-        nothing = tl.zeros([BLOCK_V], tl.float32)
-        tl.store(sums + 2 * program, 0.0)
-        if WITH_LOSS:
-            tl.store(loss + flat, nothing, mask=within)
-        if WITH_GRADIENT:
-            target = _tile(gradient + volume * g_volume, voxel, g_voxel, channel, g_channel)
-            tl.store(target, tl.zeros([BLOCK_V, E], gradient.dtype.element_ty), mask=there)
-        if WITH_GRADIENT or WITH_STATE:
-            tl.store(slope + flat, nothing, mask=within)
-        if WITH_STATE:
-            tl.store(place + flat, tl.full([BLOCK_V], -1, tl.int32), mask=within)
+        store_nothing(
+            sums + 2 * program, loss, slope, place, target, flat, within, there,
+            WITH_LOSS, WITH_GRADIENT, WITH_STATE, E, BLOCK_V,
+        )  # fmt: skip
         return
 
-    own = tl.load(
-        _tile(features + volume * f_volume, voxel, f_voxel, channel, f_channel),
-        mask=there & counted[:, None],
-        other=0,
-    )
-    inverse = tl.where(counted, 1.0, 0.0)
-    if NORMALIZE:
-        wide = own.to(tl.float32)
-        length = tl.sqrt(tl.sum(wide * wide, 1))
-        short = length < _SHORTEST
-        inverse = tl.where(short, 0.0, 1.0 / tl.where(short, 1.0, length))
-    to_bits = inverse * (inverse_temperature * _LOG2_E)
-
-    column = tl.arange(0, BLOCK_M)
-    top = tl.full([BLOCK_V], _LOWEST, tl.float32)
-    if FIXED:  # no cosine exceeds 1
-        top = tl.zeros([BLOCK_V], tl.float32) + inverse_temperature * _LOG2_E
-    total = tl.zeros([BLOCK_V], tl.float32)
-    pulled = tl.zeros([BLOCK_V, E], tl.float32)
-    for start in range(0, keys, BLOCK_M):
-        slot = start + column
-        key = tl.load(_tile(directions, slot, E, channel, 1))
-        bits = tl.dot(own, tl.trans(key), input_precision=PRECISION) * to_bits[:, None]
-        bits += tl.where(slot < keys, 0.0, float("-inf"))[None, :]
-        if NEGATIVES:
-            bits = tl.where(_member(slot[None, :], first[:, None], size[:, None]), float("-inf"), bits)
-        if FIXED:
-            power = tl.exp2(bits - top[:, None])
-        else:
-            higher = tl.maximum(top, tl.max(bits, 1))
-            power = tl.exp2(bits - higher[:, None])
-            shrink = tl.exp2(top - higher)
-            total *= shrink
-            pulled *= shrink[:, None]
-            top = higher
-        total += tl.sum(power, 1)
-        if WITH_GRADIENT:
-            pulled = tl.dot(power.to(own.dtype), key, pulled, input_precision=PRECISION)
+    source = tile(features + volume * f_volume, voxel, f_voxel, channel, f_channel)
+    own = tl.load(source, mask=there & counted[:, None], other=0)
+    inverse = inverse_length(own, counted, NORMALIZE)
+    to_bits = inverse * (inverse_temperature * LOG2_E)
+    top, total, pulled = attend(
+        own, to_bits, inverse_temperature, first, size, keys, directions, channel,
+        E, NEGATIVES, WITH_GRADIENT, FIXED, PRECISION, BLOCK_V, BLOCK_M,
+    )  # fmt: skip
     total = tl.where(counted, total, 1.0)
     summit = tl.where(counted, top + tl.log2(total), 0.0)
-
     if NEGATIVES:
-        own_loss = tl.zeros([BLOCK_V], tl.float32)
-        pushed = tl.zeros([BLOCK_V], tl.float32)
-        away = tl.zeros([BLOCK_V, E], tl.float32)
-        low = tl.min(tl.where(counted, first, rows), 0)
-        high = tl.max(tl.where(counted, first + size, 0), 0)
-        for start in range(low // BLOCK_M * BLOCK_M, high, BLOCK_M):
-            slot = start + column
-            key = tl.load(_tile(directions, slot, E, channel, 1))
-            bits = tl.dot(own, tl.trans(key), input_precision=PRECISION) * to_bits[:, None]
-            against = summit[:, None] - bits
-            small = tl.exp2(-tl.abs(against))
-            above = 1.0 + small
-            rest = (small - (above - 1.0)) / above  # what rounding took from the sum
-            terms = tl.maximum(against, 0.0) * _LN_2 + (tl.log(above) + rest)
-            member = _member(slot[None, :], first[:, None], size[:, None])
-            own_loss += tl.sum(tl.where(member, terms, 0.0), 1)
-            if WITH_GRADIENT or WITH_STATE:
-                odds = tl.where(member, tl.where(against > 0, 1.0, small) / above, 0.0)
-                pushed += tl.sum(odds, 1)
-                if WITH_GRADIENT:
-                    away = tl.dot(odds.to(own.dtype), key, away, input_precision=PRECISION)
-        share = 1.0 / tl.maximum(size, 1).to(tl.float32)
-        own_loss *= share
-        if WITH_GRADIENT:
-            pulled = ((pushed / total)[:, None] * pulled - away) * share[:, None]
+        own_loss, pushed, pulled = repel(
+            own, to_bits, pulled, total, summit, first, size, counted, rows, directions, channel,
+            E, WITH_GRADIENT, WITH_GRADIENT or WITH_STATE, PRECISION, BLOCK_V, BLOCK_M,
+        )  # fmt: skip
     else:
-        mean = tl.load(_tile(means, first, E, channel, 1), mask=counted[:, None], other=0)
-        own_loss = (summit - tl.sum(own.to(tl.float32) * mean, 1) * to_bits) * _LN_2
-        if WITH_GRADIENT:
-            pulled = pulled / total[:, None] - mean
+        own_loss, pulled = align(
+            own, to_bits, pulled, total, summit, first, counted, means, channel, E, WITH_GRADIENT
+        )  # fmt: skip
     own_loss = tl.where(counted, own_loss, 0.0)
     tl.store(sums + 2 * program, tl.sum(own_loss * own_weight, 0))
     if WITH_LOSS:
@@ -203,7 +111,6 @@ def forward_kernel(
         if NORMALIZE:
             direct = own.to(tl.float32) * inverse[:, None]
             pulled -= direct * tl.sum(direct * pulled, 1)[:, None]
-        target = _tile(gradient + volume * g_volume, voxel, g_voxel, channel, g_channel)
         tl.store(target, tl.where(counted[:, None], pulled, 0.0).to(own.dtype), mask=there)
     if WITH_GRADIENT or WITH_STATE:
         tl.store(slope + flat, inverse, mask=within)
@@ -220,16 +127,16 @@ def scale_kernel(
     E: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     """Gradient of the features: that by the directions, times what the forward pass could not know."""
-    volume, voxel = _place(tl.program_id(0), voxels, BLOCK_V)
+    volume, voxel = locate(tl.program_id(0), voxels, BLOCK_V)
     within = voxel < voxels
     channel = tl.arange(0, E)
     there = within[:, None] & (channel < channels)[None, :]
     factor = tl.load(slope + volume * voxels + voxel, mask=within, other=0)
     factor *= tl.load(scale + volume * s_volume + voxel * s_voxel, mask=factor != 0, other=0)
     offset = volume * g_volume
-    own = tl.load(_tile(gradient + offset, voxel, g_voxel, channel, g_channel), mask=there, other=0)
+    own = tl.load(tile(gradient + offset, voxel, g_voxel, channel, g_channel), mask=there, other=0)
     own = (own.to(tl.float32) * factor[:, None]).to(own.dtype)
-    tl.store(_tile(scaled + offset, voxel, g_voxel, channel, g_channel), own, mask=there)
+    tl.store(tile(scaled + offset, voxel, g_voxel, channel, g_channel), own, mask=there)
 
 
 @triton.jit
@@ -242,7 +149,7 @@ def keys_kernel(
     """Gradient by a block of keys over one part of the voxels, relative to `largest`: `partial[part, slots]`."""
     slot = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     channel = tl.arange(0, E)
-    key = tl.load(_tile(directions, slot, E, channel, 1))
+    key = tl.load(tile(directions, slot, E, channel, 1))
     unit = 1.0 / tl.load(largest)  # keeps the second product inside the range of half precision
     blocks = volumes * tl.cdiv(voxels, BLOCK_V)
     per_part = tl.cdiv(blocks, tl.num_programs(1))
@@ -251,13 +158,13 @@ def keys_kernel(
     end = tl.where(tl.program_id(0) * BLOCK_M < tl.load(live), end, begin)
     total = tl.zeros([BLOCK_M, E], tl.float32)
     for block in range(begin, end):
-        volume, voxel = _place(block, voxels, BLOCK_V)
+        volume, voxel = locate(block, voxels, BLOCK_V)
         flat = volume * voxels + voxel
         first = tl.load(place + flat, mask=voxel < voxels, other=-1)
         counted = first >= 0
         if tl.max(first, 0) >= 0:
             own = tl.load(
-                _tile(features + volume * f_volume, voxel, f_voxel, channel, f_channel),
+                tile(features + volume * f_volume, voxel, f_voxel, channel, f_channel),
                 mask=counted[:, None] & (channel < channels)[None, :],
                 other=0,
             )
@@ -266,15 +173,15 @@ def keys_kernel(
             size = tl.load(sizes + first, mask=counted, other=1)
             share = 1.0 / size.to(tl.float32)
             bits = tl.dot(own, tl.trans(key), input_precision=PRECISION)
-            bits *= (inverse * (inverse_temperature * _LOG2_E))[:, None]
+            bits *= (inverse * (inverse_temperature * LOG2_E))[:, None]
             power = tl.exp2(bits - summit[:, None])
-            member = _member(slot[None, :], first[:, None], size[:, None])
+            mine = member(slot[None, :], first[:, None], size[:, None])
             if NEGATIVES:
                 pushed = tl.load(push + flat, mask=counted, other=0)
-                power = tl.where(member, -1.0 / (1.0 + power), pushed[:, None] * power) * share[:, None]
+                power = tl.where(mine, -1.0 / (1.0 + power), pushed[:, None] * power) * share[:, None]
             else:
-                power -= tl.where(member, share[:, None], 0.0)
+                power -= tl.where(mine, share[:, None], 0.0)
             own_scale = tl.load(scale + volume * s_volume + voxel * s_voxel, mask=counted, other=0) * unit
             direct = (own.to(tl.float32) * (inverse * own_scale)[:, None]).to(own.dtype)
             total = tl.dot(tl.trans(power.to(own.dtype)), direct, total, input_precision=PRECISION)
-    tl.store(_tile(partial + tl.program_id(1).to(tl.int64) * rows * E, slot, E, channel, 1), total)
+    tl.store(tile(partial + tl.program_id(1).to(tl.int64) * rows * E, slot, E, channel, 1), total)
