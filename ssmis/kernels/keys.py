@@ -49,13 +49,14 @@ def classify(labels: Tensor, keys: Keys, *, ignore_index: int, denominator: str)
     countable = keys.counts > 0
     if denominator == "negatives":
         countable = countable & (keys.counts < keys.counts.sum())
-    find = _compare if labels.device.type == "cpu" else _search
-    classes, found = find(labels, keys, countable)
+    if labels.device.type == "cpu":
+        return _compare(labels, keys, countable)
+    classes, found = _search(labels, keys, countable)
     return classes, found & (labels != ignore_index)
 
 
 def _compare(labels: Tensor, keys: Keys, countable: Tensor) -> tuple[Tensor, Tensor]:
-    # one comparison a class: faster than a search, and the classes are few
+    # one comparison a class: faster than a search, and the classes are few; the label of no live key is ignore_index
     classes = torch.full(labels.shape, -1, dtype=torch.int32)
     first = torch.searchsorted(keys.position, torch.arange(len(keys.counts)))
     for position in countable.nonzero().flatten().tolist():
@@ -68,6 +69,14 @@ def _search(labels: Tensor, keys: Keys, countable: Tensor) -> tuple[Tensor, Tens
     slot = torch.searchsorted(keys.ordered, labels.contiguous()).clamp_max(len(keys.ordered) - 1)
     classes = keys.position[slot]
     return classes, (keys.ordered[slot] == labels) & countable[classes]
+
+
+def keep(values: Tensor, mask: Tensor) -> Tensor:
+    """Zero, even in place of NaN, where the mask is not set."""
+    integers = {torch.float32: torch.int32, torch.float64: torch.int64}.get(values.dtype)
+    if values.device.type != "cpu" or integers is None or values.layout != torch.strided:
+        return values.where(mask, 0)
+    return (values.view(integers) * mask).view(values.dtype)  # a random mask costs `where` 8 times as much
 
 
 def direct(vectors: Tensor, dim: int) -> tuple[Tensor, Tensor]:

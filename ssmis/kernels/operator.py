@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ssmis.kernels.chunked import classify, contrast, prepare_keys
+from ssmis.kernels.keys import keep
 
 _PART = 2**14  # voxels
 
@@ -48,7 +49,7 @@ def _contrast(
         live = (key_labels != ignore_index).nonzero().squeeze(1)
     else:
         live = torch.arange(len(keys), device=keys.device)
-    own_weight = labels.new_ones(labels.shape, dtype=dtype) if weight is None else weight.to(dtype)
+    own_weight = torch.ones_like(labels, dtype=dtype) if weight is None else weight.to(dtype)
     grad_features = grad_keys = None
     if len(live) == 0:
         losses, counted = own_weight.new_zeros(labels.shape), torch.zeros_like(labels, dtype=torch.bool)
@@ -56,7 +57,7 @@ def _contrast(
     else:
         table = prepare_keys(keys[live], key_labels[live], ignore_index=ignore_index, normalize=normalize, dtype=dtype)
         classes, counted = classify(labels, table, ignore_index=ignore_index, denominator=denominator)
-        own_weight = own_weight.where(counted, 0)
+        own_weight = keep(own_weight, counted)
         total = own_weight.sum()
         total = total.where(total > 0, 1) if reduction == "mean" else torch.ones_like(total)
         scale = (own_weight if upstream is None else own_weight * upstream) / total
@@ -121,8 +122,8 @@ def voxel_contrast_op(
             reduction=reduction,
             needs=[need and reduction != "none" for need in needs],
         )
-    skipped = (labels != ignore_index) & ~counted
-    return loss, counted.sum(), skipped.sum(), gradients[0], gradients[1], gradients[2]
+    valid = counted.count_nonzero()  # all are labelled
+    return loss, valid, (labels != ignore_index).count_nonzero() - valid, gradients[0], gradients[1], gradients[2]
 
 
 @torch.library.custom_op("ssmis::voxel_contrast_backward", mutates_args=())

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Contrast of voxel features with labelled keys: the public function."""
 
+import math
 import os
 from importlib.util import find_spec
 from typing import Literal, NamedTuple, overload
@@ -203,7 +204,7 @@ def _check(
             f"keys is {keys.dtype} of shape {tuple(keys.shape)}; "
             f"expected floating point (M, {features.shape[1]}) to match features {tuple(features.shape)}"
         )
-    if key_labels.shape != keys.shape[:1] or key_labels.is_floating_point():
+    if key_labels.shape != keys.shape[:1] or key_labels.is_floating_point() or key_labels.is_complex():
         raise ValueError(
             f"key_labels is {key_labels.dtype} of shape {tuple(key_labels.shape)}; "
             f"expected integer ({len(keys)},) to match keys {tuple(keys.shape)}"
@@ -213,8 +214,10 @@ def _check(
             f"weight is {weight.dtype} of shape {tuple(weight.shape)}; "
             f"expected floating point {tuple(labels.shape)} to match labels"
         )
-    if not temperature > 0:
-        raise ValueError(f"temperature is {temperature}; expected a number > 0")
+    if isinstance(temperature, Tensor):
+        raise ValueError("temperature is a tensor; expected a number > 0: no gradient reaches it")
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature is {temperature}; expected a finite number > 0")
     for name, tensor in (("labels", labels), ("keys", keys), ("key_labels", key_labels), ("weight", weight)):
         if tensor is not None and tensor.device != features.device:
             raise ValueError(f"{name} is on {tensor.device}; expected {features.device} to match features")

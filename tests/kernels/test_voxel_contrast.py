@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from ssmis.kernels import chunked, masked, reasons, voxel_contrast
+from ssmis.kernels import chunked, masked, reasons, steps, voxel_contrast
 from ssmis.kernels import keys as key_tables
 
 SETTINGS = [
@@ -53,7 +53,7 @@ def evaluate(features, labels, keys, key_labels, weight=None, **arguments):
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch):
-    for kind in (chunked._All, chunked._Negatives):
+    for kind in (steps.All, steps.Negatives, steps.FewNegatives):
         monkeypatch.setattr(kind, "chunk", 1)  # the smallest chunk: 64 voxels
     monkeypatch.setattr(masked, "CHUNK", 1)
 
@@ -77,7 +77,7 @@ def test_chunked_equals_reference(setting, reduction, weighted, size, keys, miss
 @pytest.mark.parametrize("chunk", [1, 700, 2**20])  # several parts a block, several blocks, one
 @pytest.mark.parametrize("voxels", [1, 63, 64, 100, 1000])
 def test_any_number_of_voxels_and_any_chunk(monkeypatch, denominator, chunk, voxels):
-    for kind in (chunked._All, chunked._Negatives):
+    for kind in (steps.All, steps.Negatives, steps.FewNegatives):
         monkeypatch.setattr(kind, "chunk", chunk)
     features, labels, bank, key_labels, _ = problem(voxels, (voxels,), batch=1, keys=9, classes=2)
     ours, meaning = (
@@ -116,9 +116,9 @@ def plain(features, labels, keys, key_labels, temperature, denominator):
 @DENOMINATORS
 @pytest.mark.parametrize("temperature", [0.02, 0.1, 1.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("seed", [0, 1])
-def test_no_further_from_float64_than_plain_torch(denominator, temperature, dtype, seed):
-    features, labels, keys, key_labels, _ = problem(seed, (200,), channels=16, keys=64, classes=2, dtype=dtype)
+@pytest.mark.parametrize(("seed", "count"), [(0, 64), (1, 64), (0, 4)])  # few keys go another way
+def test_no_further_from_float64_than_plain_torch(denominator, temperature, dtype, seed, count):
+    features, labels, keys, key_labels, _ = problem(seed, (200,), channels=16, keys=count, classes=2, dtype=dtype)
     labels, key_labels = labels.clamp_min(0), key_labels.clamp_min(0)
 
     def measure(function, dtype):
@@ -157,7 +157,7 @@ def test_folded_logarithms_keep_their_digits(rows, largest, smallest):
     out = torch.empty(50)
     scratch = torch.empty(2, rows, 50)
     expected = values.double().log1p().sum(0)
-    chunked._sum_log1p(values, largest, *scratch, out=out)
+    steps.sum_log1p(values, largest, *scratch, out=out)
     torch.testing.assert_close(out.double(), expected, rtol=1e-6, atol=0)
 
 
@@ -364,9 +364,10 @@ def test_one_class_only_counts_for_all_and_is_skipped_for_negatives():
 
 
 @each
+@pytest.mark.parametrize("keys", [6, 17])
 @pytest.mark.parametrize("size", [0.0, 1e-30, 1e-6, 1e4, 1e15])
-def test_extreme_features_give_numbers(setting, size):
-    features, labels, bank, key_labels, _ = problem(10, (4, 4), dtype=torch.float32)
+def test_extreme_features_give_numbers(setting, size, keys):
+    features, labels, bank, key_labels, _ = problem(10, (4, 4), keys=keys, dtype=torch.float32)
     if not setting.get("normalize", True) and size > 1e4:
         size = 1e4
     loss, _, _, by_features, by_keys = evaluate(size * features, labels, bank, key_labels, **setting)
@@ -467,6 +468,31 @@ def test_without_gradient_nothing_is_recorded():
     torch.testing.assert_close(loss, expected.detach())
 
 
+@pytest.mark.parametrize("setting", SETTINGS[3:])
+@pytest.mark.parametrize("with_keys", [False, True])
+def test_few_keys_with_masks_give_the_same_as_class_by_class(monkeypatch, setting, with_keys):
+    features, labels, bank, key_labels, weight = problem(24, (140,), keys=11)
+    results = []
+    for few in (0, 16):
+        monkeypatch.setattr(chunked, "_FEW", few)
+        leaves = [features.clone().requires_grad_(), bank.clone().requires_grad_(with_keys)]
+        loss = voxel_contrast(leaves[0], labels, leaves[1], key_labels, weight=weight, **setting)
+        loss.backward()
+        results.append([loss.detach(), *(leaf.grad for leaf in leaves if leaf.requires_grad)])
+    for own, expected in zip(*results):
+        torch.testing.assert_close(own, expected, atol=1e-12, rtol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("spread", [1, 2])
+def test_what_is_not_kept_is_zero_even_if_it_was_no_number(dtype, spread):
+    values = torch.tensor([[1.5, torch.nan, -torch.inf, -0.0, 2.5, torch.nan]], dtype=dtype)[:, ::spread]
+    mask = torch.tensor([[True, False, False, True, False, False]])[:, ::spread]
+    kept = key_tables.keep(values, mask)
+    assert kept.dtype == dtype
+    assert torch.equal(kept, values.where(mask, 0))
+
+
 @each
 @pytest.mark.parametrize("threads", [1, 2])
 def test_threads_and_inference_mode_do_not_matter(setting, threads):
@@ -565,8 +591,13 @@ def test_triton_says_why_it_cannot_run(monkeypatch):
         ({"keys": torch.zeros(3, 6)}, r"keys is .* expected floating point \(M, 5\)"),
         ({"key_labels": torch.zeros(4, dtype=torch.int64)}, "key_labels is"),
         ({"key_labels": torch.zeros(3)}, "key_labels is"),
+        ({"key_labels": torch.zeros(3, dtype=torch.complex64)}, "key_labels is"),
         ({"weight": torch.ones(2, 5)}, "weight is"),
         ({"temperature": 0.0}, "temperature is"),
+        ({"temperature": -0.1}, "temperature is"),
+        ({"temperature": math.nan}, "temperature is"),
+        ({"temperature": math.inf}, "temperature is"),
+        ({"temperature": torch.tensor(0.1, requires_grad=True)}, "temperature is a tensor"),
         ({"denominator": "some"}, "denominator is"),
         ({"reduction": "pooled"}, "reduction is"),
         ({"impl": "cuda"}, "impl is"),
