@@ -427,8 +427,9 @@ def test_the_operator_keeps_its_promises_to_torch(denominator, reduction):
 
 @DENOMINATORS
 @pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.filterwarnings("ignore")
-def test_it_compiles_into_one_graph(denominator, reduction):
+def test_it_compiles_into_one_graph(denominator, reduction, dynamic):
     features, labels, bank, key_labels, weight = problem(13, (4, 3, 2), dtype=torch.float32)
 
     def loss(features, keys):
@@ -438,7 +439,7 @@ def test_it_compiles_into_one_graph(denominator, reduction):
         return scaled.square().sum()
 
     results = []
-    for function in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
+    for function in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager", dynamic=dynamic)):
         leaves = [t.clone().requires_grad_() for t in (features, bank)]
         value = function(*leaves)
         value.backward()
