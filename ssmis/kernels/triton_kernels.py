@@ -76,8 +76,8 @@ def forward_kernel(
 
     channel = tl.arange(0, E)
     there = within[:, None] & (channel < channels)[None, :]
-    target = tile(gradient + volume * g_volume, voxel, g_voxel, channel, g_channel)
     if tl.max(counted.to(tl.int32), 0) == 0:
+        target = tile(gradient + volume * g_volume, voxel, g_voxel, channel, g_channel)
         store_nothing(
             sums + 2 * program, loss, slope, place, target, flat, within, there,
             WITH_LOSS, WITH_GRADIENT, WITH_STATE, E, BLOCK_V,
@@ -111,6 +111,7 @@ def forward_kernel(
         if NORMALIZE:
             direct = own.to(tl.float32) * inverse[:, None]
             pulled -= direct * tl.sum(direct * pulled, 1)[:, None]
+        target = tile(gradient + volume * g_volume, voxel, g_voxel, channel, g_channel)
         tl.store(target, tl.where(counted[:, None], pulled, 0.0).to(own.dtype), mask=there)
     if WITH_GRADIENT or WITH_STATE:
         tl.store(slope + flat, inverse, mask=within)
