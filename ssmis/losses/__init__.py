@@ -14,7 +14,7 @@ from ssmis.losses.consistency import (
 )
 from ssmis.losses.cross_entropy import CrossEntropy, cross_entropy
 from ssmis.losses.cross_pseudo import CrossPseudo, PseudoCE, cross_pseudo, pseudo_ce
-from ssmis.losses.dice import SoftDice, soft_dice
+from ssmis.losses.dice import DiceConsistency, SoftDice, dice_consistency, soft_dice
 from ssmis.losses.dice_ce import DiceCE, dice_ce
 from ssmis.losses.disagreement import ConfidenceDisagreement, confidence_disagreement
 from ssmis.losses.entropy_filtered import EntropyFilteredCE, entropy_filtered_ce
@@ -35,6 +35,7 @@ __all__ = [
     "CrossEntropy",
     "CrossPseudo",
     "DiceCE",
+    "DiceConsistency",
     "EntropyFilteredCE",
     "EntropyMinimisation",
     "EvidentialCalibration",
@@ -54,6 +55,7 @@ __all__ = [
     "cross_entropy",
     "cross_pseudo",
     "dice_ce",
+    "dice_consistency",
     "entropy_filtered_ce",
     "entropy_minimisation",
     "evidential_calibration",

@@ -30,12 +30,12 @@ class DualUncertaintyConfig:
         mix_side: side of the box, as a share of each axis, that a strong view takes from the next unlabelled volume,
             and its pseudo-labels with it (CutMix); 0: none. Only with the teacher "average", which sees whole volumes.
         detach_weight: treat the KL weight as a constant; None: only for more than 4 classes.
-        targets: "hard" pseudo-labels, or "soft" ones, in the rectified and filtered terms.
-        sharpen_temperature: of soft targets; None: their default.
+        targets: "hard" pseudo-labels, or "soft" ones, in the rectified, filtered and pseudo-Dice terms.
+        sharpen_temperature: of soft targets in the cross-entropies; None: their default.
         filtered_weight: of the entropy-filtered supervision.
         keep_fraction: share of the voxels with the lowest entropy that are kept (q).
         filter_scope: how voxels are ranked: "volume", "class" (volume and class) or "batch".
-        pseudo_dice_weight: of the soft Dice loss on the peer's pseudo-labels, unlabelled volumes; it does not shrink
+        pseudo_dice_weight: of the Dice loss on the peer's pseudo-labels, unlabelled volumes; it does not shrink
             small structures, as cross-entropy on pseudo-labels does.
         cosine_weight: of the cosine consistency, unlabelled volumes.
         contrast_weight: of the contrast, mean of both nets, at the end of its ramp.
@@ -46,6 +46,7 @@ class DualUncertaintyConfig:
         bank_decay: of the moving prototypes, for "ema".
         candidates: random reliable voxels a class and volume that enter a bank each step.
         anchors: random uncertain voxels a volume that are contrasted; None: all of them.
+        anchor_labels: their class: the net's "own" guess, or the "pseudo" label it is taught.
         ramp_end: progress at which the ramp exp(-5 (1 - t)^2) of the unlabelled terms reaches 1; 0: no ramp.
         reduction: "mean" (a volume, then volumes) or "pooled" over the batch (rank-local under DDP).
     """
@@ -78,6 +79,7 @@ class DualUncertaintyConfig:
     bank_decay: float = 0.9
     candidates: int = 32
     anchors: int | None = 4096
+    anchor_labels: str = "own"
     ramp_end: float = 0.4
     reduction: Reduction = "mean"
 
@@ -90,6 +92,7 @@ class DualUncertaintyConfig:
         check_choice(self.rectified_into, ("both", "first", "second"), name="rectified_into")
         check_choice(self.rectified_on, ("unlabelled", "all"), name="rectified_on")
         check_choice(self.teacher, ("peer", "average"), name="teacher")
+        check_choice(self.anchor_labels, ("own", "pseudo"), name="anchor_labels")
         check_range(self.mix_side, 0.0, 1.0, name="mix_side")
         if self.mix_side > 0 and self.teacher == "peer":
             raise ValueError(
@@ -111,6 +114,7 @@ PRESETS = {
         mix_side=0.5,
         disagreement_weight=1.0,
         pseudo_dice_weight=1.0,
+        anchor_labels="pseudo",
         ramp_end=1.0,
     ),
     "public_code": DualUncertaintyConfig(

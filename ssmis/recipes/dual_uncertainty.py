@@ -18,6 +18,7 @@ from ssmis.losses import (
     confidence_disagreement,
     cosine_consistency,
     dice_ce,
+    dice_consistency,
     kl_rectified_ce,
     pseudo_ce,
     soft_dice,
@@ -48,8 +49,9 @@ class DualUncertainty(Recipe):
         nets: name -> net, two; default: ResNet-34 encoder-decoder and V-Net of width 16.
         preset: "paper" (the description, every term alive), "balanced" (the same, and foreground does not shrink: the
             filter ranks within each class, soft Dice joins the pseudo-label terms), "averaged" (balanced; moving
-            averages of the nets give soft pseudo-labels, strong views exchange boxes, the ramp lasts to the end, and
-            the disagreement has weight 1) or "public_code" (what the release effectively optimises).
+            averages of the nets give soft pseudo-labels, to the contrast too, strong views exchange boxes, the ramp
+            lasts to the end, and the disagreement has weight 1) or "public_code" (what the release effectively
+            optimises).
         predict_with: names of the nets averaged in `predict`; default: both.
         overrides: fields of `DualUncertaintyConfig`.
 
@@ -130,7 +132,8 @@ class DualUncertainty(Recipe):
                 filtered = pseudo_ce(own_u, peer_u, mask=keep[peer], **targets)
                 add("filtered", filtered, c.filtered_weight * ramp)
             if c.pseudo_dice_weight > 0:
-                dice = soft_dice(own_u, top_class(peer_u), mask=batch.valid, reduction=c.reduction)
+                overlap, other = (dice_consistency, peer_u) if c.targets == "soft" else (soft_dice, top_class(peer_u))
+                dice = overlap(own_u, other, mask=batch.valid, reduction=c.reduction)
                 add("pseudo_dice", dice, c.pseudo_dice_weight * ramp)
             if c.cosine_weight > 0:
                 cosine = cosine_consistency(own_u, unlabelled[peer].logits, mask=batch.valid, reduction=c.reduction)
@@ -179,10 +182,10 @@ class DualUncertainty(Recipe):
         """Contrast of the voxels that the peer is unsure of with the bank of reliable ones; collects candidates."""
         if output.features is None:
             raise ValueError(f"net {name!r} returns no features; the contrast needs them (or contrast_weight=0)")
-        guess = top_class(output.logits)
-        guess_l, guess_u = batch.split(guess)
+        guess_l, guess_u = batch.split(top_class(output.logits))
+        pseudo = top_class(peer_logits)
         right = batch.labels.where(guess_l == batch.labels, -1)
-        agreed = top_class(peer_logits).where(kept_by_peer, -1)
+        agreed = pseudo.where(kept_by_peer, -1)
         vectors, labels = sample_per_class(
             output.features,
             torch.cat([right, agreed]),
@@ -192,7 +195,8 @@ class DualUncertainty(Recipe):
         self._candidates.setdefault(name, []).append((vectors, labels))
         keys, key_labels = self.banks[name](vectors, labels)
         anchors = batch.split(output.features)[1]
-        unsure = guess_u.where(valid_voxels(batch) & ~kept_by_peer, -1)
+        taken_for = pseudo if self.config.anchor_labels == "pseudo" else guess_u
+        unsure = taken_for.where(valid_voxels(batch) & ~kept_by_peer, -1)
         if self.config.anchors is not None:
             anchors, unsure = sample_voxels(anchors, unsure, count=self.config.anchors)
         return voxel_contrast(

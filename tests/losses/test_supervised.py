@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import logits, logits_and_labels, make_labels, make_logits, mean, softmax, supervised_pair, voxels
 
-from ssmis.losses import CrossEntropy, cross_entropy, dice_ce, soft_dice
+from ssmis.losses import CrossEntropy, cross_entropy, dice_ce, dice_consistency, soft_dice
 
 
 def brute_cross_entropy(logits, labels, mask, weight):
@@ -114,6 +114,49 @@ def test_dice_is_between_zero_and_one(case):
     values = soft_dice(*case, reduction="none")
     assert values.ge(-1e-6).all()
     assert values.le(1 + 1e-6).all()
+
+
+def brute_dice_consistency(student, teacher, mask, smooth, first):
+    """Values `[volume][class]`."""
+    result = []
+    for own, other, inside in zip(voxels(student), voxels(teacher), mask.flatten(1).tolist()):
+        pairs = [(softmax(z), softmax(t)) for z, t, m in zip(own, other, inside) if m]
+        row = []
+        for k in range(first, student.shape[1]):
+            overlap = sum(p[k] * q[k] for p, q in pairs)
+            total = sum(p[k] ** 2 + q[k] ** 2 for p, q in pairs)
+            row.append(1 - (2 * overlap + smooth) / (total + smooth))
+        result.append(row)
+    return result
+
+
+@given(supervised_pair(), st.booleans(), st.sampled_from([1e-5, 1.0]))
+def test_dice_consistency_equals_brute_force(case, include_background, smooth):
+    student, teacher, _, mask = case
+    options = {"smooth": smooth, "include_background": include_background, "mask": mask}
+    expected = brute_dice_consistency(student, teacher, mask, smooth, 0 if include_background else 1)
+    values = dice_consistency(student, teacher, reduction="none", **options)
+    torch.testing.assert_close(values, torch.tensor(expected, dtype=torch.float64), rtol=1e-8, atol=1e-9)
+    torch.testing.assert_close(dice_consistency(student, teacher, **options), values.mean())
+
+
+@given(logits_and_labels())
+def test_dice_consistency_is_least_at_the_teacher_and_only_there(case):
+    logits, _ = case
+    student = logits.clone().requires_grad_()
+    loss = dice_consistency(student, logits)
+    assert loss.abs() <= 1e-6
+    assert torch.autograd.grad(loss, student)[0].abs().max() <= 1e-5
+    moved = logits.clone()
+    moved[:, 1] += 1.0
+    assert dice_consistency(moved, logits) > 1e-6
+
+
+@given(logits_and_labels())
+def test_dice_consistency_with_a_sure_teacher_is_soft_dice(case):
+    logits, labels = case
+    sure = 1e4 * torch.nn.functional.one_hot(labels, logits.shape[1]).movedim(-1, 1).to(logits.dtype)
+    torch.testing.assert_close(dice_consistency(logits, sure), soft_dice(logits, labels))
 
 
 def test_a_perfect_prediction_and_a_class_absent_from_both_cost_nothing():

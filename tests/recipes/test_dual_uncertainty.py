@@ -2,6 +2,7 @@
 """The laws of the dual-network method, on the recipe as a whole."""
 
 import dataclasses
+import importlib
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 from recipes.small import gradients, small_batch, small_nets
 
 from ssmis.data import Batch
-from ssmis.losses import soft_dice
+from ssmis.kernels import voxel_contrast
+from ssmis.losses import dice_consistency
 from ssmis.nets import NetOutput
 from ssmis.recipes import DualUncertainty
 from ssmis.recipes.dual_uncertainty import PRESETS
@@ -76,6 +78,7 @@ def test_averaged_differs_from_balanced_in_its_teacher_and_in_what_the_nets_see(
         "targets": "soft",
         "mix_side": 0.5,
         "disagreement_weight": 1.0,
+        "anchor_labels": "pseudo",
         "ramp_end": 1.0,
     }
 
@@ -104,7 +107,7 @@ def test_both_nets_learn_from_the_mean_of_the_averages():
     torch.manual_seed(0)
     for name, net in recipe.students.items():
         own = batch.split(net(batch.images).logits)[1]
-        expected = soft_dice(own, mean.argmax(1))
+        expected = dice_consistency(own, mean.log())
         torch.testing.assert_close(terms[f"pseudo_dice/{name}"].value, expected)
         assert gradients(terms[f"rectified/{name}"].value, recipe)[name] > 0
     assert not any(parameter.requires_grad for parameter in recipe.teachers.parameters())
@@ -151,6 +154,29 @@ def test_padding_goes_with_the_voxels():
 def test_peers_do_not_judge_mixed_volumes():
     with pytest.raises(ValueError, match=r"mix_side is 0\.5 with teacher 'peer'"):
         DualUncertainty(small_nets(), preset="balanced", mix_side=0.5)
+
+
+def test_the_contrast_takes_uncertain_voxels_for_what_the_averages_say(monkeypatch):
+    module = importlib.import_module("ssmis.recipes.dual_uncertainty")
+    seen = []
+
+    def contrast(anchors, labels, *arguments, **options):
+        seen.append(labels)
+        return voxel_contrast(anchors, labels, *arguments, **options)
+
+    monkeypatch.setattr(module, "voxel_contrast", contrast)
+    batch = small_batch(8)
+    for chosen in ("pseudo", "own"):
+        recipe = DualUncertainty(
+            small_nets(), preset="averaged", mix_side=0.0, keep_fraction=0.01, anchors=None, anchor_labels=chosen
+        )
+        for teacher in recipe.teachers.values():  # averages that call everything foreground
+            teacher.module.head.conv.bias.data.copy_(torch.tensor([-1e3, 1e3]))
+        for net in recipe.students.values():  # nets that call nothing so
+            net.head.conv.bias.data.copy_(torch.tensor([1e3, -1e3]))
+        recipe(batch, 1.0)
+    for labels, expected in zip(seen, (1, 1, 0, 0), strict=True):
+        assert set(labels[labels >= 0].tolist()) == {expected}
 
 
 def test_averages_move_with_applied_steps_only():
