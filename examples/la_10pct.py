@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from ssmis.data import la_split, load_la, write_phantoms
-from ssmis.engine import PROTOCOLS, CheckpointError, fit
+from ssmis.engine import PROTOCOLS, CheckpointError, fit, run_beside
 from ssmis.metrics import summarise
 from ssmis.recipes import DualUncertainty, Supervised
 from ssmis.recipes.dual_uncertainty import PRESETS
@@ -36,6 +36,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="training steps of each row; default: the protocol's")
     parser.add_argument("--resume", action="store_true", help="continue in --out where it was interrupted")
     parser.add_argument("--out", type=Path, default=Path("runs/la_10pct"))
+    parser.add_argument("--train-only", action="store_true", help=argparse.SUPPRESS)  # what runs beside other rows
     return parser.parse_args()
 
 
@@ -60,6 +61,14 @@ def main() -> None:
     if "dual_uncertainty" in args.rows and not split.unlabelled:
         sys.exit(f"--labelled {count} leaves no unlabelled case; dual_uncertainty needs some")
 
+    beside = [[row for row in args.rows if (row == "dual_uncertainty") == chosen] for chosen in (True, False)]
+    if name == "phantom" and all(beside) and not args.train_only:  # nets this small keep one core busy each
+        protocol.cache(everything, args.out / "cache")
+        command = [sys.executable, __file__, *sys.argv[1:], "--train-only", "--rows"]
+        if status := run_beside([[*command, *rows] for rows in beside]):
+            sys.exit(status)
+        args.resume = True  # every row is finished: what follows scores them
+
     table, outlines, order = [], {}, []
     for row in args.rows:
         torch.manual_seed(args.seed)  # the same initial weights in every row
@@ -69,11 +78,16 @@ def main() -> None:
         labelled = everything if row == "all_labels" else split.labelled
         unlabelled = split.unlabelled if row == "dual_uncertainty" else ()
         cache = protocol.cache([*labelled, *unlabelled], args.out / "cache")
-        print(f"{row}: {len(labelled)} labelled, {len(unlabelled)} unlabelled cases, {settings.steps} steps")
+        print(
+            f"{row}: {len(labelled)} labelled, {len(unlabelled)} unlabelled cases, {settings.steps} steps", flush=True
+        )
         batches = protocol.batches(cache, labelled, unlabelled)
         facts = protocol.facts(labelled=labelled, unlabelled=unlabelled) | {"preset": preset}
         # held_out: to read one of these cases while it trains is an error
-        run = fit(recipe, batches, settings, out=args.out / row, resume=args.resume, facts=facts, held_out=scored)
+        run = fit(recipe, batches, settings, out=args.out / row, resume=args.resume, facts=facts, held_out=scored,
+                  progress=preset is not None or not args.train_only)  # fmt: skip
+        if args.train_only:
+            continue
         results = protocol.score(run.recipe, scored, args.out / row)
         scores = [score for result in results for score in result.scores]
         dice, jaccard, hd95, assd = (summarise(scores, metric=m) for m in ("dice", "jaccard", "hd95", "assd"))
@@ -83,6 +97,8 @@ def main() -> None:
         outlines[row] = {result.case: result.prediction for result in results}
         order = [score.case for score in sorted(scores, key=lambda score: score.dice)]  # worst first, of the last row
 
+    if args.train_only:
+        return
     unit = scores[0].unit
     headers = ["row", "labels", "Dice %", "95 % interval", "worst", "Jaccard %", f"HD95 {unit}", f"ASSD {unit}",
                "missed", "minutes", "peak MB"]  # fmt: skip

@@ -59,6 +59,13 @@ def test_a_used_folder_needs_resume(finished):
     assert "holds a run already" in done.stderr
 
 
+def test_a_row_that_fails_beside_others_ends_all_with_its_message(finished):
+    done = run("--steps", 2, "--out", finished[0])
+    assert done.returncode == 1
+    assert "holds a run already" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_ctrl_c_leaves_status_130_and_a_hint(tmp_path):
     process = subprocess.Popen(
         [sys.executable, str(EXAMPLE), "--out", str(tmp_path), "--rows", "supervised"],

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training, inference and evaluation of recipes."""
 
+from ssmis.engine.beside import run_beside
 from ssmis.engine.budget import seconds_per_step, steps_for
 from ssmis.engine.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from ssmis.engine.config import FitConfig
@@ -50,6 +51,7 @@ __all__ = [
     "load_exported",
     "parse_shard",
     "predict_files",
+    "run_beside",
     "save_checkpoint",
     "seconds_per_step",
     "shard",
