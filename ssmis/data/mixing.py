@@ -146,9 +146,10 @@ def box_mix(
     boxes = random_boxes(count, size, side=side, generator=generator, device=images.device)
     coins = torch.rand(count, generator=generator) < {"random": 0.5, "labelled": 1.0, "unlabelled": 0.0}[pasted]
     labelled = boxes == coins.to(boxes.device).view(-1, *[1] * len(size))
-    targets = pseudo_labels.detach() if valid is None else pseudo_labels.detach().where(valid, -1)
+    targets = pseudo_labels.detach().long()  # uint8 has no -1
+    targets = targets if valid is None else targets.where(valid, -1)
     return Mixed(
         torch.where(labelled.unsqueeze(1), images[partner], unlabelled),
-        torch.where(labelled, labels[partner], targets),
+        torch.where(labelled, labels[partner].long(), targets),
         labelled,
     )

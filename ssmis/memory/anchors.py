@@ -19,8 +19,8 @@ def sample_voxels(
         generator: of the draw; None is torch's global generator.
 
     Returns:
-        Features `(B, E, n)` and labels `(B, n)` with n = min(count, V); where a volume has fewer labelled voxels, the
-        rest has label -1.
+        Features `(B, E, n)` and int64 labels `(B, n)` with n = min(count, V); where a volume has fewer labelled voxels,
+        the rest has label -1.
 
     Raises:
         ValueError: shapes or dtypes that do not fit, or count < 1.
@@ -31,7 +31,7 @@ def sample_voxels(
     if count < 1:
         raise ValueError(f"count is {count}; expected at least 1")
     check_labels(labels, features, maps_name="features")
-    flat, flat_labels = features.flatten(2), labels.flatten(1)
+    flat, flat_labels = features.flatten(2), labels.flatten(1).long()  # uint8 has no -1
     device = generator.device if generator is not None else flat.device
     scores = torch.rand(flat_labels.shape, generator=generator, device=device).to(flat.device)
     chosen = scores.where(flat_labels >= 0, -1).topk(min(count, flat.shape[2]), dim=1).indices

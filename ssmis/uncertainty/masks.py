@@ -58,13 +58,15 @@ def lowest(
     for name, other in (("labels", labels), ("valid", valid)):
         if other is not None:
             check_same_shape(values=values, **{name: other})
+    if labels is not None and (labels.is_floating_point() or labels.is_complex()):
+        raise ValueError(f"labels has dtype {labels.dtype}; expected integer class indices")
     if valid is not None and valid.dtype != torch.bool:
         raise ValueError(f"valid has dtype {valid.dtype}; expected bool")
     if values.numel() == 0:
         return torch.zeros_like(values, dtype=torch.bool)
     rows = 1 if scope == "batch" else values.shape[0]
     flat = values.detach().reshape(rows, -1)
-    group = None if labels is None else labels.detach().reshape(rows, -1)
+    group = None if labels is None else labels.detach().reshape(rows, -1).long()  # uint8 has no -1
     inside = None if valid is None else valid.reshape(rows, -1)
     if group is not None:
         kept = _lowest_groups(flat, keep_fraction, group if inside is None else group.where(inside, -1))

@@ -66,6 +66,17 @@ def test_both_directions_with_the_same_draw_are_complements():
     assert ways == {True, False}
 
 
+def test_labels_of_any_integer_type_come_back_as_int64():
+    images, others = torch.rand(1, 1, 6, 6), torch.rand(2, 1, 6, 6)
+    labels, pseudo = make_labels(0, 1, 3, (6, 6)), make_labels(1, 2, 3, (6, 6))
+    valid = make_mask(2, 2, (6, 6))
+    expected = box_mix(images, labels, others, pseudo, valid=valid, generator=seeded(0)).labels
+    mixed = box_mix(images, labels.int(), others, pseudo.to(torch.uint8), valid=valid, generator=seeded(0)).labels
+    assert mixed.dtype == torch.int64
+    assert torch.equal(mixed, expected)
+    assert (mixed == -1).any()
+
+
 def test_the_global_generator_decides_without_one():
     data = make_logits(0, 2, 1, (6, 6)), make_labels(0, 2, 2, (6, 6))
     drawn = []

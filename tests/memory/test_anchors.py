@@ -23,6 +23,16 @@ def test_draws_distinct_labelled_voxels_as_many_as_there_are(seed, size, count, 
         assert torch.equal(labels.flatten()[used], own[volume][own[volume] >= 0])
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int32])
+def test_labels_of_any_integer_type_are_drawn_alike(dtype):
+    features, labels = torch.randn(2, 4, 5, 5), torch.randint(0, 3, (2, 5, 5))
+    drawn, own = sample_voxels(features, labels.to(dtype), count=7, generator=torch.Generator().manual_seed(0))
+    expected = sample_voxels(features, labels, count=7, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(drawn, expected[0])
+    assert torch.equal(own, expected[1])
+    assert own.dtype == torch.int64
+
+
 def test_gradient_reaches_the_drawn_voxels_only():
     features = torch.randn(1, 4, 5, 5, requires_grad=True)
     drawn, _ = sample_voxels(features, torch.zeros(1, 5, 5, dtype=torch.long), count=7)

@@ -111,6 +111,16 @@ def test_other_precisions(dtype):
     assert lowest(values, 0.3, valid=torch.ones_like(values, dtype=torch.bool)).sum().item() == 15
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int32, torch.bool])
+def test_labels_of_any_integer_type_give_the_same_mask(dtype):
+    generator = torch.Generator().manual_seed(0)
+    values = torch.rand(2, 40, generator=generator)
+    labels, valid = (torch.rand(2, 2, 40, generator=generator) < 0.5).unbind()
+    kept = lowest(values, 0.5, scope="class", labels=labels.to(dtype), valid=valid)
+    assert torch.equal(kept, lowest(values, 0.5, scope="class", labels=labels.long(), valid=valid))
+    assert not bool((kept & ~valid).any())
+
+
 def test_lowest_entropy_is_detached_and_the_module_agrees():
     logits = make_logits(0, 2, 3, (4, 4)).requires_grad_()
     mask = lowest_entropy(logits, 0.5)
@@ -127,6 +137,7 @@ def test_lowest_entropy_is_detached_and_the_module_agrees():
         ({"scope": "slice"}, "scope"),
         ({"scope": "class"}, "labels are missing"),
         ({"labels": torch.zeros(1, 4, dtype=torch.int64)}, "labels are given"),
+        ({"labels": torch.zeros(1, 4), "scope": "class"}, "labels has dtype torch.float32"),
         ({"valid": torch.ones(1, 4)}, "valid has dtype"),
         ({"valid": torch.ones(1, 5, dtype=torch.bool)}, "valid has shape"),
         ({"values": torch.zeros(1, 4, dtype=torch.int64)}, "values has dtype"),
