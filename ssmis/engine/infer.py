@@ -120,7 +120,8 @@ class Predictor:
             entropy of these probabilities.
 
         Raises:
-            ValueError: the image does not have the patch's axes, or a model returns something else than probabilities.
+            ValueError: the image does not have the patch's axes or is not finite, a model returns something else than
+                probabilities, or models have different numbers of classes.
             DataError: the image does not fit the plan.
         """
         volume, size = self._prepared(image, spacing_mm)
@@ -194,6 +195,10 @@ class Predictor:
         if not isinstance(image, Tensor):
             image = torch.from_numpy(np.array(image, dtype=np.float32))  # a copy: any byte order, strides or memory map
         volume = image.to(self.accumulate_on, torch.float32)
+        if not torch.isfinite(volume.sum(dtype=torch.float64)):
+            bad = int((~torch.isfinite(volume)).sum())
+            if bad:
+                raise ValueError(f"image has {bad} NaN or infinite voxels of {volume.numel()}")
         if self.scale != 1.0:
             volume = area_downsample(volume[None], scaled_size(size, self.scale))[0]
         return volume, size

@@ -48,7 +48,8 @@ class Sliding:
             whole: keep all rows: one slab, of everything. Else what was yielded is overwritten afterwards.
 
         Raises:
-            ValueError: a volume without voxels, or a model that returns something else than probabilities.
+            ValueError: a volume without voxels, a model that returns something else than probabilities, or models with
+                different numbers of classes.
         """
         size = tuple(volume.shape[1:])
         if min(size) < 1:
@@ -82,6 +83,8 @@ class Sliding:
                 output = model(windows)
             probs = output.probs if isinstance(output, Prediction) else output
             own = _checked(probs, windows).to(self.accumulate_on, torch.float32)
+            if total is not None and own.shape[1] != total.shape[1]:
+                raise ValueError(f"a model has {own.shape[1]} classes; expected {total.shape[1]}, as the first one has")
             total = own if total is None else total + own
         assert total is not None
         return total if len(self.models) == 1 else total / len(self.models)
@@ -199,6 +202,8 @@ def _checked(probs: Tensor, windows: Tensor) -> Tensor:
             f"the model returned {found}; expected probabilities (B, K, *S) for windows {tuple(windows.shape)}"
         )
     worst = (probs.float().sum(1) - 1).abs().max()
+    if not torch.isfinite(worst):
+        raise ValueError("the model returned probabilities that are NaN or infinite; its weights may be, too")
     if not worst < 0.05:
         raise ValueError(
             f"the model's classes add up to 1 only within {float(worst):.3g}; expected probabilities, not logits"

@@ -240,5 +240,21 @@ def test_wrong_models_and_images_are_named():
         Predictor(lambda windows: NetOutput(voxelwise(windows)), patch=(4, 4)).predict(volume)
     with pytest.raises(ValueError, match=r"the model returned \(4, 2, 2, 4\)"):
         Predictor(lambda windows: voxelwise(windows)[:, :, ::2], patch=(4, 4)).predict(volume)
-    with pytest.raises(ValueError, match=r"within nan"):
+    with pytest.raises(ValueError, match=r"probabilities that are NaN or infinite"):
         Predictor(lambda windows: voxelwise(windows) * float("nan"), patch=(4, 4)).predict(volume)
+    volume[0, 1, 2], volume[0, 3, 3] = float("nan"), float("-inf")
+    with pytest.raises(ValueError, match=r"image has 2 NaN or infinite voxels of 36"):
+        Predictor(voxelwise, patch=(4, 4)).predict(volume)
+
+
+def test_models_of_different_classes_are_no_ensemble():
+    def three(windows):
+        return torch.full((len(windows), 3, *windows.shape[2:]), 1 / 3)
+
+    with pytest.raises(ValueError, match="a model has 3 classes; expected 2, as the first one has"):
+        Predictor([voxelwise, three], patch=(4, 4)).predict(image(9, (6, 6)))
+
+
+def test_large_finite_values_are_no_error():
+    volume = torch.full((1, 6, 6), 3e38)  # their sum is infinite
+    Predictor(lambda windows: voxelwise(torch.zeros_like(windows)), patch=(4, 4)).predict(volume)
