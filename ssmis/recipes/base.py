@@ -145,6 +145,20 @@ class Recipe(nn.Module):
         """The students that take images: name -> net; all but the heads."""
         return {name: self.students[name] for name in self.net_names}
 
+    def run_net(self, name: str, images: Tensor) -> NetOutput:
+        """Run a net on images.
+
+        Raises:
+            ValueError: it returns something else than a `NetOutput`, as nets of other libraries do.
+        """
+        output: NetOutput = self.students[name](images)
+        if not hasattr(output, "logits"):
+            raise ValueError(
+                f"net {name!r} ({type(self.students[name]).__name__}) returned a {type(output).__name__}; "
+                "expected a NetOutput: wrap a net of another library in ssmis.nets.NetAdapter"
+            )
+        return output
+
     def forward(self, batch: Batch, progress: float) -> Terms:
         """Compute the terms of one step; `progress` in [0, 1] is the share of the run that is over."""
         raise TypeError(f"{type(self).__name__} must define forward(batch, progress) -> Terms")

@@ -42,7 +42,7 @@ class CrossPseudo(Recipe):
     def forward(self, batch: Batch, progress: float) -> Terms:
         """Terms `supervised/<net>` and `cross/<net>`."""
         images = batch.images
-        split = {name: batch.split(net(images).logits) for name, net in self.students.items()}
+        split = {name: batch.split(self.run_net(name, images).logits) for name in self.students}
         first, second = split
         weight = self.cross_weight * gaussian_ramp(progress, end=self.ramp_end)
         terms = Terms()

@@ -89,7 +89,7 @@ class DualUncertainty(Recipe):
         batch, as_mixed = self._mixed(batch)
         images = batch.student_images
         ramp = gaussian_ramp(progress, end=c.ramp_end) if c.ramp_end > 0 else 1.0
-        outputs = {name: net(images) for name, net in self.students.items()}
+        outputs = {name: self.run_net(name, images) for name in self.students}
         labelled, unlabelled = {}, {}
         for name, output in outputs.items():
             labelled[name], unlabelled[name] = batch.split(output)

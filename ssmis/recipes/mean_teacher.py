@@ -56,7 +56,7 @@ class MeanTeacher(Recipe):
 
     def forward(self, batch: Batch, progress: float) -> Terms:
         """Terms `supervised/<net>` and `consistency/<net>`."""
-        output = self.students[self.name](batch.student_images)
+        output = self.run_net(self.name, batch.student_images)
         labelled, unlabelled = batch.split(output.logits)
         with torch.no_grad():
             noisy = batch.unlabelled + self.noise * torch.randn_like(batch.unlabelled)

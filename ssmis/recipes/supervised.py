@@ -37,8 +37,8 @@ class Supervised(Recipe):
     def forward(self, batch: Batch, progress: float) -> Terms:
         """Terms `supervised/<net>`; unlabelled volumes are not looked at."""
         terms = Terms()
-        for name, net in self.students.items():
-            logits = net(batch.labelled).logits
+        for name in self.students:
+            logits = self.run_net(name, batch.labelled).logits
             loss = dice_ce(logits, batch.labels, dice_weight=self.dice_weight, ce_weight=self.ce_weight)
             terms.add(f"supervised/{name}", loss, reaches=[name])
         return terms

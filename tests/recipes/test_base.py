@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 import torch
-from recipes.small import small_nets
+from recipes.small import small_batch, small_nets
 from torch import nn
 
 from ssmis.recipes import Recipe, Terms
+from ssmis.registry import RECIPES
 
 
 def test_terms_add_up_with_their_weights():
@@ -28,6 +29,16 @@ def test_terms_refuse(arguments, message):
     terms.add("a", torch.tensor(1.0), reaches=["net"])
     with pytest.raises(ValueError, match=message):
         terms.add(*arguments, reaches=["net"])
+
+
+@pytest.mark.parametrize(
+    ("name", "nets"), [("supervised", 1), ("mean_teacher", 1), ("cross_pseudo", 2), ("dual_uncertainty", 2)]
+)
+def test_a_net_that_returns_bare_logits_is_named_with_its_adapter(name, nets):
+    plain = {f"plain{i}": nn.Conv2d(1, 2, 1) for i in range(nets)}
+    recipe = RECIPES.create(name, plain, **({"contrast_weight": 0.0} if name == "dual_uncertainty" else {}))
+    with pytest.raises(ValueError, match=r"net 'plain0' \(Conv2d\) returned a Tensor; .*NetAdapter"):
+        recipe(small_batch(), 0.5)
 
 
 def test_terms_must_reach_someone_and_weigh_something():
