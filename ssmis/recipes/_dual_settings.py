@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ssmis._checks import check_choice, check_range
 from ssmis.losses import Reduction
 from ssmis.losses.cross_pseudo import Targets
-from ssmis.uncertainty.masks import Scope
+from ssmis.uncertainty.masks import SCOPES, Scope
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class DualUncertaintyConfig:
     reduction: Reduction = "mean"
 
     def __post_init__(self) -> None:
-        """Refuse negative weights and unknown directions."""
+        """Refuse what no step could be computed with: a run should not find out after its data is prepared."""
         for name, value in vars(self).items():
             if name.endswith(("_weight", "ramp_end")) and name != "detach_weight":
                 check_range(value, 0.0, 1.0 if name.endswith("ramp_end") else sys.float_info.max, name=name)
@@ -93,7 +93,19 @@ class DualUncertaintyConfig:
         check_choice(self.rectified_on, ("unlabelled", "all"), name="rectified_on")
         check_choice(self.teacher, ("peer", "average"), name="teacher")
         check_choice(self.anchor_labels, ("own", "pseudo"), name="anchor_labels")
-        check_range(self.mix_side, 0.0, 1.0, name="mix_side")
+        check_choice(self.filter_scope, SCOPES, name="filter_scope")
+        check_choice(self.targets, ("hard", "soft"), name="targets")
+        check_choice(self.reduction, ("mean", "pooled"), name="reduction")
+        for name in ("mix_side", "keep_fraction", "disagreement_threshold", "teacher_decay", "bank_decay"):
+            check_range(getattr(self, name), 0.0, 1.0, name=name)
+        check_range(self.temperature, 0.0, sys.float_info.max, name="temperature", open_low=True)
+        for name in ("slots", "candidates", "anchors"):
+            if (count := getattr(self, name)) is not None and count < 1:
+                raise ValueError(f"{name} is {count}; expected at least 1")
+        if self.sharpen_temperature is not None:
+            check_range(self.sharpen_temperature, 0.0, sys.float_info.max, name="sharpen_temperature", open_low=True)
+            if self.targets == "hard":
+                raise ValueError(f"sharpen_temperature is {self.sharpen_temperature}; expected None with hard targets")
         if self.mix_side > 0 and self.teacher == "peer":
             raise ValueError(
                 f"mix_side is {self.mix_side} with teacher 'peer', which sees mixed volumes; expected 'average'"

@@ -291,6 +291,17 @@ def test_batch_has_no_place_for_unlabelled_labels():
         ({"filtered_weight": -1.0}, r"filtered_weight is -1\.0"),
         ({"bank": "lifo"}, "unknown bank 'lifo'; did you mean 'fifo'"),
         ({"predict_with": ("unet",)}, "predict_with names"),
+        ({"filter_scope": "slice"}, "filter_scope is 'slice'; expected one of 'volume', 'batch', 'class'"),
+        ({"targets": "sharp"}, "targets is 'sharp'"),
+        ({"reduction": "none"}, "reduction is 'none'; expected one of 'mean', 'pooled'"),
+        ({"keep_fraction": 20}, r"keep_fraction is 20; expected a number in \[0.0, 1.0\]"),
+        ({"disagreement_threshold": 60}, "disagreement_threshold is 60"),
+        ({"teacher_decay": 1.01}, r"teacher_decay is 1\.01"),
+        ({"temperature": 0.0}, r"^temperature is 0\.0"),
+        ({"anchors": 0}, "anchors is 0; expected at least 1"),
+        ({"candidates": 0}, "candidates is 0; expected at least 1"),
+        ({"sharpen_temperature": 0.5}, r"sharpen_temperature is 0\.5; expected None with hard targets"),
+        ({"sharpen_temperature": 0.0, "targets": "soft"}, r"sharpen_temperature is 0\.0; expected a number in"),
     ],
 )
 def test_bad_settings_are_named(arguments, message):
