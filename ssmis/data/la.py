@@ -146,14 +146,16 @@ def la_split(
     Args:
         root: folder of the data set, as for `find_la`.
         labelled: number of labelled cases; `"all"` leaves no unlabelled ones.
-        val: list file of validation cases, a name in the data set's folder or a path.
+        val: list file of validation cases, a name in the data set's folder or, if there is none, a path.
         test: list file of test cases, likewise; none of them may be a training case.
 
     Raises:
         DataError: missing files, a case in two roles, or fewer training cases than `labelled`.
     """
     root = find_la(root)
-    groups = {role: [] if name is None else read_list(root / name) for role, name in (("val", val), ("test", test))}
+    groups = {
+        role: [] if name is None else read_list(_list_file(root, name)) for role, name in (("val", val), ("test", test))
+    }
     train = [name for name in read_list(root / "train.list") if name not in set(groups["val"])]
     check_no_overlap(**{"train.list": train}, val=groups["val"], test=groups["test"])
     count = len(train) if labelled == "all" else labelled
@@ -168,6 +170,11 @@ def la_split(
         val=tuple(la_cases(root, groups["val"])),
         test=tuple(la_cases(root, groups["test"])),
     )
+
+
+def _list_file(root: Path, name: Path | str) -> Path:
+    path = root / name
+    return Path(name) if not path.is_file() and Path(name).is_file() else path
 
 
 def _numbers(file: Any, key: str, path: Path, *, kind: type[Any]) -> NDArray[Any]:

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+from pathlib import Path
+
 import h5py
 import numpy as np
 import pytest
@@ -265,6 +267,18 @@ def test_split_takes_validation_out_of_training(root):
     }
     assert all(case.label is None for case in split.unlabelled)
     assert all(case.labelled for case in (*split.labelled, *split.val, *split.test))
+
+
+def test_a_list_of_your_own_is_found_from_where_you_are(root, tmp_path, monkeypatch):
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    Path("own.list").write_text("case3\n")
+    Path("val.list").write_text("case0\n")  # the one of the data set comes first
+    assert [case.id for case in la_split(root, labelled=1, val="own.list").val] == ["case3"]
+    assert [case.id for case in la_split(root, labelled=1, val="val.list").val] == ["case4"]
+    with pytest.raises(DataError, match=rf"{root}/no\.list: there is no such list file"):
+        la_split(root, labelled=1, val="no.list")
 
 
 @pytest.mark.parametrize("labelled", ["all", 5])
