@@ -45,6 +45,7 @@ class EMABank(Bank):
     def write(self, vectors: Tensor, labels: Tensor) -> None:
         """Move the prototypes of the classes that have candidates."""
         means, present = self._means(vectors, labels)
+        means = means.to(self.prototypes)  # a bank in half precision
         moved = torch.where(self.written[:, None], self.prototypes.lerp(means, 1 - self.decay), means)
         self.prototypes.copy_(moved.where(present[:, None], self.prototypes))
         self.written.logical_or_(present)

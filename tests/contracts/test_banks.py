@@ -168,6 +168,19 @@ def test_a_class_of_one_direction_is_remembered_as_that_direction(name):
 
 
 @each
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_bank_in_half_precision_is_written_and_read(name, dtype):
+    bank, exact = create(name).to(dtype), create(name)
+    for seed in range(3):
+        bank.write(*candidates(bank, seed=seed))
+        exact.write(*candidates(exact, seed=seed))
+    made = candidates(bank, seed=9)
+    (keys, labels), (expected, expected_labels) = bank(*made), exact(*made)
+    assert torch.equal(labels, expected_labels)
+    torch.testing.assert_close(keys.float(), expected, atol=0.02, rtol=0)
+
+
+@each
 def test_the_state_dict_is_the_whole_bank(name):
     bank, other = create(name), create(name)
     for seed in range(3):
