@@ -39,7 +39,7 @@ class DualUncertaintyConfig:
             small structures, as cross-entropy on pseudo-labels does.
         cosine_weight: of the cosine consistency, unlabelled volumes.
         contrast_weight: of the contrast, mean of both nets, at the end of its ramp.
-        contrast_ramp_end: progress at which the ramp exp(-5 (1 - t)^2) of the contrast reaches 1.
+        contrast_ramp_end: progress at which the ramp exp(-5 (1 - t)^2) of the contrast reaches 1; 0: no ramp.
         temperature: of the contrast.
         bank: "fifo", "ema" or "batch".
         slots: prototypes a class, for "fifo".

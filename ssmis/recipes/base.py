@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ssmis._checks import check_range
 from ssmis.data.batch import Batch
 from ssmis.nets.output import NetOutput
+from ssmis.schedules import gaussian_ramp
 from ssmis.uncertainty import entropy_of_probs
 
 
@@ -98,6 +99,11 @@ class StageContext:
     stage: Stage
     step: int
     folder: Path
+
+
+def ramp_to(progress: float, end: float) -> float:
+    """`gaussian_ramp` that reaches 1 at progress `end`; with end 0 it is 1 from the start."""
+    return gaussian_ramp(progress, end=end) if end > 0 else 1.0
 
 
 class Recipe(nn.Module):

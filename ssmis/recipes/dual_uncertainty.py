@@ -28,9 +28,8 @@ from ssmis.nets import EMA
 from ssmis.nets.output import NetOutput
 from ssmis.recipes._dual_settings import PRESETS, DualUncertaintyConfig
 from ssmis.recipes._nets import two_nets
-from ssmis.recipes.base import Recipe, Terms
+from ssmis.recipes.base import Recipe, Terms, ramp_to
 from ssmis.registry import BANKS, RECIPES
-from ssmis.schedules import gaussian_ramp
 from ssmis.uncertainty import lowest_entropy
 
 __all__ = ["PRESETS", "DualUncertainty", "DualUncertaintyConfig"]
@@ -88,7 +87,7 @@ class DualUncertainty(Recipe):
         c = self.config
         batch, as_mixed = self._mixed(batch)
         images = batch.student_images
-        ramp = gaussian_ramp(progress, end=c.ramp_end) if c.ramp_end > 0 else 1.0
+        ramp = ramp_to(progress, c.ramp_end)
         outputs = {name: self.run_net(name, images) for name in self.students}
         labelled, unlabelled = {}, {}
         for name, output in outputs.items():
@@ -140,7 +139,7 @@ class DualUncertainty(Recipe):
                 add("cosine", cosine, c.cosine_weight * ramp)
             if c.contrast_weight > 0:
                 contrast, stats = self._contrast(batch, name, outputs[name], peer_u, keep[peer])
-                weight = c.contrast_weight / 2 * gaussian_ramp(progress, end=c.contrast_ramp_end)
+                weight = c.contrast_weight / 2 * ramp_to(progress, c.contrast_ramp_end)
                 add("contrast", contrast, weight)  # half: the loss is the mean over both nets
                 terms.notes[f"anchors/{name}"], terms.notes[f"anchors_skipped/{name}"] = stats.valid, stats.skipped
         return terms

@@ -4,6 +4,7 @@ import torch
 from recipes.small import small_batch, small_nets
 from torch import nn
 
+from ssmis.losses import dice_ce
 from ssmis.recipes import Recipe, Terms
 from ssmis.registry import RECIPES
 
@@ -39,6 +40,46 @@ def test_a_net_that_returns_bare_logits_is_named_with_its_adapter(name, nets):
     recipe = RECIPES.create(name, plain, **({"contrast_weight": 0.0} if name == "dual_uncertainty" else {}))
     with pytest.raises(ValueError, match=r"net 'plain0' \(Conv2d\) returned a Tensor; .*NetAdapter"):
         recipe(small_batch(), 0.5)
+
+
+SEMI = {"mean_teacher": ("vnet",), "cross_pseudo": ("resnet", "vnet"), "dual_uncertainty": ("resnet", "vnet")}
+
+
+@pytest.mark.parametrize("name", SEMI)
+def test_without_a_ramp_weights_are_whole_from_the_start(name):
+    ends = {"ramp_end": 0.0} | ({"contrast_ramp_end": 0.0} if name == "dual_uncertainty" else {})
+    recipe = RECIPES.create(name, small_nets(names=SEMI[name]), **ends)
+    first, last = (recipe(small_batch(), progress) for progress in (0.0, 1.0))
+    assert {name: term.weight for name, term in first.items()} == {name: term.weight for name, term in last.items()}
+
+
+@pytest.mark.parametrize("name", SEMI)
+@pytest.mark.parametrize("weights", [(2.0, 0.0), (0.0, 3.0)])
+def test_the_supervised_loss_has_weights(name, weights):
+    recipe = RECIPES.create(name, small_nets(names=SEMI[name]), dice_weight=weights[0], ce_weight=weights[1]).eval()
+    batch = small_batch()
+    value = recipe(batch, 0.5)["supervised/vnet"].value
+    logits = batch.split(recipe.students["vnet"](batch.images).logits)[0]
+    expected = dice_ce(logits, batch.labels, dice_weight=weights[0], ce_weight=weights[1])
+    torch.testing.assert_close(value, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("mean_teacher", {"consistency_weight": -1.0}),
+        ("mean_teacher", {"noise": -0.1}),
+        ("mean_teacher", {"ramp_end": 2.0}),
+        ("mean_teacher", {"ema_decay": 2.0}),
+        ("cross_pseudo", {"cross_weight": -1.0}),
+        ("cross_pseudo", {"ce_weight": -1.0}),
+        ("cross_pseudo", {"ramp_end": -0.1}),
+    ],
+)
+def test_coefficients_out_of_range_are_refused_at_once(name, arguments):
+    ((key, value),) = arguments.items()
+    with pytest.raises(ValueError, match=rf"{key.removeprefix('ema_')} is {value}"):
+        RECIPES.create(name, small_nets(names=SEMI[name]), **arguments)
 
 
 def test_terms_must_reach_someone_and_weigh_something():
