@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Random augmentation of a whole batch, wherever it lives: a generator draws, the functions beside this file apply."""
 
+import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Generator, Tensor
 
+from ssmis._checks import check_range
 from ssmis.data.geometry import Geometry, affine, affine_matrices
 from ssmis.data.intensity import (
     add_noise,
@@ -47,6 +50,9 @@ class Intensity:
         noise: greatest standard deviation of the noise, in units of the (z-scored) image.
         blur: greatest standard deviation of the blur, in voxels.
         bias: greatest logarithm of the bias field's gain.
+
+    Raises:
+        ValueError: a probability outside [0, 1], a negative strength, or a gamma that is not positive and in order.
     """
 
     probability: float = 0.5
@@ -56,6 +62,13 @@ class Intensity:
     noise: float = 0.05
     blur: float = 0.0
     bias: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse what would make images that are not finite."""
+        check_range(self.probability, 0, 1, name="probability")
+        for name in ("brightness", "noise", "blur", "bias"):
+            check_range(getattr(self, name), 0, sys.float_info.max, name=name)
+        _check_factors(self.gamma, name="gamma")
 
     def __call__(self, images: Tensor, generator: Generator, rows: Rows | None = None) -> Tensor:
         """Draw and apply to `(B, C, *S)`; the input stays as it is.
@@ -99,6 +112,10 @@ class Augment:
         zoom: range of scale factors.
         shift: greatest shift, as a share of each axis.
         intensity: what happens to the intensities.
+
+    Raises:
+        ValueError: a probability outside [0, 1], a negative angle or shift, or a zoom that is not positive and in
+            order.
     """
 
     flip_axes: tuple[int, ...] = (0, 1, 2)
@@ -108,6 +125,13 @@ class Augment:
     zoom: Range = (0.85, 1.2)
     shift: float = 0.05
     intensity: Intensity = field(default_factory=Intensity)
+
+    def __post_init__(self) -> None:
+        """Refuse what no map could be drawn from."""
+        check_range(self.affine_probability, 0, 1, name="affine_probability")
+        for name in ("degrees", "shift"):
+            check_range(getattr(self, name), 0, sys.float_info.max, name=name)
+        _check_factors(self.zoom, name="zoom")
 
     @classmethod
     def none(cls) -> "Augment":
@@ -189,6 +213,12 @@ class Augment:
             labels = labels if labels is None or own_labels is None else labels.index_copy(0, there, own_labels)
             valid = valid if valid is None or own_valid is None else valid.index_copy(0, there, own_valid)
         return images, labels, valid
+
+
+def _check_factors(factors: Range, *, name: str) -> None:
+    low, high = factors
+    if not 0 < low <= high < math.inf:
+        raise ValueError(f"{name} is {factors}; expected two factors, 0 < low <= high")
 
 
 class _Draw:

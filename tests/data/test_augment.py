@@ -23,6 +23,25 @@ from ssmis.data import (
 SIZES = st.sampled_from([(8, 8), (8, 6), (8, 8, 6), (6, 8, 8)])
 
 
+@pytest.mark.parametrize(
+    ("kind", "arguments", "message"),
+    [
+        (Intensity, {"probability": 1.5}, r"probability is 1\.5; expected a number in \[0, 1\]"),
+        (Intensity, {"gamma": (0.0, 2.0)}, r"gamma is \(0\.0, 2\.0\); expected two factors, 0 < low <= high"),
+        (Intensity, {"gamma": (2.0, 0.5)}, "gamma is"),
+        (Intensity, {"noise": -0.1}, r"noise is -0\.1"),
+        (Intensity, {"bias": float("nan")}, "bias is nan"),
+        (Augment, {"affine_probability": -1.0}, "affine_probability is"),
+        (Augment, {"zoom": (0.0, 1.0)}, "zoom is"),
+        (Augment, {"degrees": -15.0}, "degrees is"),
+        (Augment, {"shift": float("inf")}, "shift is inf"),
+    ],
+)
+def test_settings_without_a_meaning_are_refused(kind, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        kind(**arguments)
+
+
 def batch(seed, size=(8, 8, 6), count=3, channels=2):
     random = torch.Generator().manual_seed(seed)
     images = torch.randn(count, channels, *size, generator=random) * 1.3 + 0.7
