@@ -206,9 +206,11 @@ class Recipe(nn.Module):
         nets = self.deployed()
         for net in nets.values():
             modes = [(module, module.training) for module in net.modules()]
-            output: NetOutput = net.eval()(images)
-            for module, mode in modes:
-                module.training = mode
+            try:
+                output: NetOutput = net.eval()(images)
+            finally:
+                for module, mode in modes:
+                    module.training = mode
             own = output.logits.float().softmax(1)
             probs = own if probs is None else probs + own
         if probs is None:

@@ -82,6 +82,15 @@ def test_coefficients_out_of_range_are_refused_at_once(name, arguments):
         RECIPES.create(name, small_nets(names=SEMI[name]), **arguments)
 
 
+def test_a_prediction_that_fails_leaves_every_mode_as_it_was():
+    recipe = RECIPES.create("supervised", small_nets(names=("vnet",))).train()
+    recipe.students["vnet"].dropout.eval()
+    modes = [module.training for module in recipe.modules()]
+    with pytest.raises(ValueError, match="2 channels"):
+        recipe.predict(torch.zeros(1, 2, 8, 8))
+    assert [module.training for module in recipe.modules()] == modes
+
+
 def test_terms_must_reach_someone_and_weigh_something():
     terms = Terms()
     with pytest.raises(ValueError, match="reaches no student"):
