@@ -4,7 +4,7 @@
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from ssmis.data.texts import read_json
 from ssmis.engine import PROTOCOLS, BestOnValidation, FitResult, Protocol, fit
 from ssmis.engine.budget import seconds_per_step, steps_for
 from ssmis.engine.lock import locked
-from ssmis.engine.record import changed_settings, list_facts
+from ssmis.engine.record import changed_settings, list_facts, method_of
 from ssmis.recipes import Recipe, Supervised
 from ssmis.registry import RECIPES
 from ssmis.report.study import Cell, Study, read_study
@@ -191,10 +191,10 @@ class _Plan:
         protocol = replace(self.protocol, fit=config)
         unlabelled = () if isinstance(recipe, Supervised) else self.split.unlabelled
         facts = protocol.facts(labelled=self.split.labelled, unlabelled=unlabelled, validation=self.split.val)
-        facts |= {"row": cell.row, "recipe": described(recipe)}
+        facts |= {"row": cell.row}
         if cell.result:
             record = read_json(cell.folder / "protocol.json")
-            settings = json.loads(json.dumps({"fit": asdict(config), **facts}))
+            settings = json.loads(json.dumps({"fit": asdict(config), "method": method_of(recipe), **facts}))
             if changed := changed_settings({name: record.get(name) for name in settings}, settings):
                 raise ValueError(f"{cell.folder} was made with other settings: {changed}")
             return
@@ -228,15 +228,6 @@ class _Plan:
             protocol.score(best.restore(done.recipe), self.scored, folder)
             result |= {"best_step": best.step, "best_validation_dice": best.dice}
         _write(cell.folder / "result.json", result)
-
-
-def described(recipe: Recipe) -> dict[str, Any]:
-    """Return the class of a recipe and, if it has a dataclass as `config`, its fields."""
-    config: Any = getattr(recipe, "config", None)
-    return {
-        "name": type(recipe).__name__,
-        **(asdict(config) if is_dataclass(config) and not isinstance(config, type) else {}),
-    }
 
 
 def _write(path: Path, facts: Mapping[str, Any]) -> None:

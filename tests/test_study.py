@@ -210,8 +210,8 @@ def test_a_recipe_by_name_takes_the_protocols_preset(split, tmp_path):
     protocol = replace(SMALL, widths=(4, 4, 4, 4, 4), preset="balanced", fit=replace(FIT, steps=1))
     study = run(protocol, "dual_uncertainty", split=split, out=tmp_path, seeds=1, progress=False)
     record = json.loads((tmp_path / "dual_uncertainty" / "seed0" / "protocol.json").read_text())
-    assert record["recipe"]["name"] == "DualUncertainty"
-    assert record["recipe"]["filter_scope"] == "class"
+    assert record["method"]["class"] == "DualUncertainty"
+    assert record["method"]["config"]["filter_scope"] == "class"
     assert study.finished
 
 

@@ -2,7 +2,6 @@
 """Several programs at the same time, as one: for nets so small that each keeps a single core busy."""
 
 import os
-import signal
 import subprocess
 import time
 from collections.abc import Sequence
@@ -11,8 +10,8 @@ from collections.abc import Sequence
 def run_beside(commands: Sequence[Sequence[str]], *, threads: int = 1) -> int:
     """Run commands at the same time and wait for all of them.
 
-    Ctrl-C is passed on, and so is the end of one that fails: the others are interrupted as if by Ctrl-C, which lets a
-    training write its checkpoint.
+    Ctrl-C ends all, and so does one that fails: the others get SIGTERM, at which a training writes its checkpoint. (A
+    program in the background may have been told to ignore Ctrl-C.)
 
     Args:
         commands: program and arguments of each; output and errors go where this process's go.
@@ -34,5 +33,5 @@ def run_beside(commands: Sequence[Sequence[str]], *, threads: int = 1) -> int:
         if ended and not status:
             status = ended[0] if ended[0] > 0 else 128 - ended[0]
             for child in running:
-                child.send_signal(signal.SIGINT)
+                child.terminate()
     return status

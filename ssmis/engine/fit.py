@@ -69,7 +69,8 @@ def fit(
 
     Raises:
         FileExistsError: `out` holds a checkpoint and `resume` is false, or another process trains in `out`.
-        ValueError: the checkpoint was made with other settings or facts, or a batch does not divide by the processes.
+        ValueError: the checkpoint was made with other settings, coefficients or facts, or a batch does not divide by
+            the processes.
         CheckpointError: the checkpoint cannot be read.
         OSError: the disk is full; the last checkpoint stays, and `resume` continues from it.
         HeldOutError: something read a case of `held_out`.

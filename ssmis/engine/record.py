@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ssmis.engine.atomic import replace_text
 from ssmis.engine.evaluate import CaseResult
 from ssmis.engine.runtime import environment
 from ssmis.metrics.cases import cases_csv
+from ssmis.recipes.base import Recipe
 
 
 def list_facts(cases: Sequence[Case], family: Family | None = None) -> dict[str, Any]:
@@ -74,9 +76,26 @@ def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} was {before.get(name)} and is {now.get(name)}" for name in changed)
 
 
-_MAY_CHANGE = tuple(
-    f"fit.{name}" for name in ("device", "checkpoint_every", "max_skipped", "patience", "accumulate", "deterministic")
+_MAY_CHANGE = (
+    *(
+        f"fit.{name}"
+        for name in ("device", "checkpoint_every", "max_skipped", "patience", "accumulate", "deterministic")
+    ),
+    *(f"method.{name}" for name in ("predict_with", "with_teacher", "fused_predicts")),
 )
+
+
+def method_of(recipe: Recipe) -> dict[str, Any]:
+    """Return the class of a recipe and its coefficients: its public attributes, as far as JSON holds them."""
+    found: dict[str, Any] = {}
+    for name, value in vars(recipe).items():
+        if name.startswith("_") or name == "training":
+            continue
+        try:
+            found[name] = json.loads(json.dumps(asdict(value) if is_dataclass(value) else value))  # type: ignore[arg-type]
+        except TypeError:
+            continue
+    return {"class": type(recipe).__name__, **found}
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

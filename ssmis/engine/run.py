@@ -22,6 +22,7 @@ from ssmis.engine.folder import RunFolder, check_settings
 from ssmis.engine.guard import TermGuard
 from ssmis.engine.health import ForegroundWatch, all_finite, blame
 from ssmis.engine.optim import clip_gradients, make_optimizer, set_learning_rate
+from ssmis.engine.record import method_of
 from ssmis.engine.restore import load_counts, load_optimizer, restoring
 from ssmis.engine.runtime import (
     apply_memory_format,
@@ -54,7 +55,7 @@ class Run:
         self, recipe: Recipe, config: FitConfig, out: Path, world: World, *, facts: Mapping[str, Any], resume: bool
     ) -> None:
         self.recipe, self.config, self.world = recipe, config, world
-        self.settings = json.loads(json.dumps({"fit": asdict(config), **facts}))  # what the checkpoint can hold
+        self.settings = json.loads(json.dumps({"fit": asdict(config), "method": method_of(recipe), **facts}))
         world.check_same(self.settings, name="the settings and facts")
         self.device = pick_device(config.device)
         self.precision = pick_precision(config.precision, self.device)

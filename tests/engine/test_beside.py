@@ -15,20 +15,22 @@ def python(source, *arguments):
     return [sys.executable, "-c", textwrap.dedent(source), *map(str, arguments)]
 
 
-# waits for a file, or for Ctrl-C, and writes how it ended
+# waits for a file, or for SIGTERM, and writes how it ended
 WAITS = """
-    import sys, time
+    import signal, sys, time
     from pathlib import Path
     here, other = map(Path, sys.argv[1:])
-    try:
-        here.touch()
-        end = time.monotonic() + 60
-        while not other.exists() and time.monotonic() < end:
-            time.sleep(0.02)
-        here.write_text("done" if other.exists() else "alone")
-    except KeyboardInterrupt:
-        here.write_text("interrupted")
-        sys.exit(130)
+
+    def told(number, frame):
+        here.write_text("terminated")
+        sys.exit(143)
+
+    signal.signal(signal.SIGTERM, told)
+    here.touch()
+    end = time.monotonic() + 60
+    while not other.exists() and time.monotonic() < end:
+        time.sleep(0.02)
+    here.write_text("done" if other.exists() else "alone")
     """
 
 
@@ -54,22 +56,29 @@ def test_one_that_fails_ends_the_others_and_gives_its_status(tmp_path):
         sys.exit(7)
         """
     assert run_beside([python(WAITS, a, tmp_path / "never"), python(fails, a)]) == 7
-    assert a.read_text() == "interrupted"
+    assert a.read_text() == "terminated"
 
 
 def test_a_signal_is_told_as_a_shell_tells_it():
     assert run_beside([python("import os; os.kill(os.getpid(), 9)")]) == 128 + 9
 
 
-def test_ctrl_c_is_passed_on(tmp_path):
+def test_ctrl_c_ends_all(tmp_path):
     a = tmp_path / "a"
     inner = python(WAITS, a, tmp_path / "never")
     outer = subprocess.Popen(
-        python(f"import sys; from ssmis.engine import run_beside; sys.exit(run_beside([{inner}]))")
+        python(
+            f"""
+            import signal, sys
+            from ssmis.engine import run_beside
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+            sys.exit(run_beside([{inner}]))
+            """
+        )
     )
     deadline = time.monotonic() + 60
     while not a.exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     os.kill(outer.pid, signal.SIGINT)
     assert outer.wait(timeout=60) == 130
-    assert a.read_text() == "interrupted"
+    assert a.read_text() == "terminated"

@@ -22,7 +22,7 @@ from ssmis.engine.lock import locked
 from ssmis.engine.log import CsvLog
 from ssmis.engine.optim import clip_gradients, make_optimizer
 from ssmis.losses import dice_ce
-from ssmis.recipes import DualUncertainty, Recipe, Supervised, Terms
+from ssmis.recipes import DualUncertainty, MeanTeacher, Recipe, Supervised, Terms
 from ssmis.recipes.base import Stage
 
 HOLDER = """
@@ -130,6 +130,22 @@ def test_resume_with_other_facts_names_them(tmp_path):
     run(supervised(), tmp_path, facts={"cases": {"labelled": ["a", "b"]}})
     with pytest.raises(ValueError, match=r"cases\.labelled was \['a', 'b'\] and is \['a'\]"):
         run(supervised(), tmp_path, facts={"cases": {"labelled": ["a"]}}, resume=True)
+
+
+def test_resume_with_other_coefficients_names_them(tmp_path):
+    nets = small_nets(names=("vnet",))
+    run(Supervised(nets), tmp_path)
+    with pytest.raises(ValueError, match=r"method\.dice_weight was 1\.0 and is 2\.0"):
+        run(Supervised(nets, dice_weight=2.0), tmp_path, resume=True)
+    with pytest.raises(ValueError, match=r"method\.class was Supervised and is MeanTeacher"):
+        run(MeanTeacher(nets), tmp_path, resume=True)
+
+
+def test_the_dataclass_of_a_recipe_is_compared_and_what_predicts_is_not(tmp_path):
+    run(DualUncertainty(small_nets(), keep_fraction=0.5), tmp_path)
+    with pytest.raises(ValueError, match=r"method\.config\.keep_fraction was 0\.5 and is 0\.2"):
+        run(DualUncertainty(small_nets(), keep_fraction=0.2), tmp_path, resume=True)
+    run(DualUncertainty(small_nets(), predict_with=["vnet"]), tmp_path, resume=True)
 
 
 def test_averaged_students_predict_and_raw_ones_are_kept(tmp_path):
