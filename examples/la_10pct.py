@@ -78,15 +78,14 @@ def main() -> None:
         labelled = everything if row == "all_labels" else split.labelled
         unlabelled = split.unlabelled if row == "dual_uncertainty" else ()
         cache = protocol.cache([*labelled, *unlabelled], args.out / "cache")
-        print(
-            f"{row}: {len(labelled)} labelled, {len(unlabelled)} unlabelled cases, {settings.steps} steps", flush=True
-        )
+        seen = f"{len(labelled)} labelled, {len(unlabelled)} unlabelled cases"
+        print(f"{row}: {seen}, {settings.steps} steps", flush=True)
         batches = protocol.batches(cache, labelled, unlabelled)
         facts = protocol.facts(labelled=labelled, unlabelled=unlabelled) | {"preset": preset}
         # held_out: to read one of these cases while it trains is an error
         run = fit(recipe, batches, settings, out=args.out / row, resume=args.resume, facts=facts, held_out=scored,
-                  progress=preset is not None or not args.train_only)  # fmt: skip
-        if args.train_only:
+                  progress=row == "dual_uncertainty" or not args.train_only)  # fmt: skip
+        if args.train_only:  # of rows beside each other the longest one shows its bar
             continue
         results = protocol.score(run.recipe, scored, args.out / row)
         scores = [score for result in results for score in result.scores]

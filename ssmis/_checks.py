@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Argument checks shared by all components: one wording, shapes only, no look at the values on the device."""
 
+import sys
 from collections.abc import Collection
 
 import torch
@@ -54,6 +55,12 @@ def check_choice(value: str, choices: Collection[str], *, name: str) -> None:
     """Raise ValueError unless `value` is one of `choices`."""
     if value not in choices:
         raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(repr, choices))}")
+
+
+def check_not_negative(**values: float) -> None:
+    """Raise ValueError unless every named value is a finite number of at least 0."""
+    for name, value in values.items():
+        check_range(value, 0, sys.float_info.max, name=name)
 
 
 def check_range(value: float, low: float, high: float, *, name: str, open_low: bool = False) -> None:

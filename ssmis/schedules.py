@@ -29,6 +29,18 @@ def gaussian_ramp(progress: float, *, end: float = 1.0, steepness: float = 5.0) 
     return math.exp(-steepness * (1 - min(progress / end, 1)) ** 2)
 
 
+def ramp_to(progress: float, end: float) -> float:
+    """Return `gaussian_ramp` that reaches 1 at progress `end`; with end 0 it is 1 from the start.
+
+    Raises:
+        ValueError: progress or end outside [0, 1].
+
+    >>> ramp_to(0.0, 0.0), ramp_to(0.5, 0.5)
+    (1.0, 1.0)
+    """
+    return constant(progress, 1.0) if end == 0 else gaussian_ramp(progress, end=end)
+
+
 def exponential_ramp(progress: float, *, start: float = 0.01) -> float:
     r"""Rise from `start` to 1 by equal factors: $s^{1 - t}$.
 

@@ -14,6 +14,7 @@ import torch
 from ssmis.data import Batch, Case, Split
 from ssmis.data.texts import read_json
 from ssmis.engine import PROTOCOLS, BestOnValidation, FitResult, Protocol, fit
+from ssmis.engine.atomic import replace_text
 from ssmis.engine.budget import seconds_per_step, steps_for
 from ssmis.engine.lock import locked
 from ssmis.engine.record import changed_settings, list_facts, method_of
@@ -88,7 +89,7 @@ def run(
     out = Path(out)
     plan = _Plan(protocol, rows, split, scored, out, minutes, validations, progress, tell or (lambda line: None))
     with locked(out):
-        _write(out / "study.json", plan.facts(seeds, against))
+        replace_text(out / "study.json", json.dumps(plan.facts(seeds, against), indent=1))
     cells = read_study(out).cells
     for seed in seeds:  # seed by seed, so that an unfinished study compares what it has
         for cell in (cell for name in rows for cell in cells[name] if cell.seed == seed):
@@ -224,15 +225,7 @@ class _Plan:
             del record["evaluation"]
             flatters = not self.split.test
             record |= {"checkpoint": "best_on_scored" if flatters else "best_on_validation", "step": best.step}
-            _write(folder / "protocol.json", record)
+            replace_text(folder / "protocol.json", json.dumps(record, indent=1))
             protocol.score(best.restore(done.recipe), self.scored, folder)
             result |= {"best_step": best.step, "best_validation_dice": best.dice}
-        _write(cell.folder / "result.json", result)
-
-
-def _write(path: Path, facts: Mapping[str, Any]) -> None:
-    """Write JSON so that an interruption leaves the old file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(facts, indent=1), encoding="utf-8")
-    temporary.replace(path)
+        replace_text(cell.folder / "result.json", json.dumps(result, indent=1))

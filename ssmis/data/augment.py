@@ -2,14 +2,13 @@
 """Random augmentation of a whole batch, wherever it lives: a generator draws, the functions beside this file apply."""
 
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Generator, Tensor
 
-from ssmis._checks import check_range
+from ssmis._checks import check_not_negative, check_range
 from ssmis.data.geometry import Geometry, affine, affine_matrices
 from ssmis.data.intensity import (
     add_noise,
@@ -66,8 +65,7 @@ class Intensity:
     def __post_init__(self) -> None:
         """Refuse what would make images that are not finite."""
         check_range(self.probability, 0, 1, name="probability")
-        for name in ("brightness", "noise", "blur", "bias"):
-            check_range(getattr(self, name), 0, sys.float_info.max, name=name)
+        check_not_negative(brightness=self.brightness, noise=self.noise, blur=self.blur, bias=self.bias)
         _check_factors(self.gamma, name="gamma")
 
     def __call__(self, images: Tensor, generator: Generator, rows: Rows | None = None) -> Tensor:
@@ -129,8 +127,7 @@ class Augment:
     def __post_init__(self) -> None:
         """Refuse what no map could be drawn from."""
         check_range(self.affine_probability, 0, 1, name="affine_probability")
-        for name in ("degrees", "shift"):
-            check_range(getattr(self, name), 0, sys.float_info.max, name=name)
+        check_not_negative(degrees=self.degrees, shift=self.shift)
         _check_factors(self.zoom, name="zoom")
 
     @classmethod

@@ -12,6 +12,7 @@ from ssmis._optional import require
 from ssmis.data.cases import Case, DataError, Split, Volume, check_name, check_no_overlap, check_size, check_volume
 from ssmis.data.headers import DEFLATE
 from ssmis.data.held_out import check_open
+from ssmis.data.whole import replacing
 
 FOLDER = "2018LA_Seg_Training Set"
 FILE = "mri_norm2.h5"
@@ -125,12 +126,10 @@ def write_la(root: Path | str, name: str, image: NDArray[Any], label: NDArray[An
     h5py = require("h5py", extra="medical", purpose="writing LA volumes")
     path = Path(root) / FOLDER / name / FILE
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    with h5py.File(temporary, "w") as file:
+    with replacing(path, path.with_suffix(".tmp")) as temporary, h5py.File(temporary, "w") as file:
         file.create_dataset("image", data=np.asarray(image, dtype=np.float32), compression="gzip")
         if label is not None:
             file.create_dataset("label", data=np.asarray(label, dtype=np.uint8), compression="gzip")
-    temporary.replace(path)
     return path
 
 

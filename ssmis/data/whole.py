@@ -16,7 +16,18 @@ def replacing(path: Path, temporary: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.replace(path)
-    except OSError as error:  # numpy, nibabel and pillow tell no name
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+    except Exception as error:  # numpy, nibabel and pillow tell no name
+        full = next((cause for cause in _causes(error) if isinstance(cause, OSError)), None)
+        if full is None:
+            raise
+        told = f"{full.strerror or full}; it keeps what it held before"
+        raise OSError(full.errno, told, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it came from: `torch.save` makes a RuntimeError of a disk that is full."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

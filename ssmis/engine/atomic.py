@@ -2,9 +2,11 @@
 """Files that are there whole or not at all, whenever a process dies."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from ssmis.data.whole import replacing
 
 
 def replace_file(path: Path, write: Callable[[Any], Any]) -> None:
@@ -14,33 +16,16 @@ def replace_file(path: Path, write: Callable[[Any], Any]) -> None:
         OSError: it could not be written (a full disk); the message names `path`, which is as it was before.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except Exception as error:
-        full = next((cause for cause in _causes(error) if isinstance(cause, OSError)), None)
-        if full is None:
-            raise
-        told = f"{full.strerror or full}; it keeps what it held before"
-        raise OSError(full.errno, told, str(path)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path, temporary), temporary.open("wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
     if os.name == "posix":  # the rename itself lasts only once the folder is on disk
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
         finally:
             os.close(folder)
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what it came from: `torch.save` makes a RuntimeError of a disk that is full."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -16,9 +16,7 @@ from ssmis.engine.atomic import replace_file
 FORMAT = "ssmis.checkpoint"
 VERSION = 1
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.Size, torch.dtype, torch.device)
-
-
-_DEPTH = 64
+_DEPTH = 64  # of containers in containers
 # what `save_checkpoint` writes asks for these; torch would also make a bytearray of any size
 _KNOWN = {
     "collections OrderedDict", "torch Size", "torch device", "torch Tensor", "torch._tensor _rebuild_from_type_v2",

@@ -65,8 +65,7 @@ def soft_dice(
     overlap = class_sums(probs.where(truth, 0), reduction)
     claimed = class_sums((probs.square() if squared else probs).where(valid, 0), reduction)
     size = class_sums(truth, reduction)
-    loss = 1 - (2 * overlap + smooth) / (claimed + size + smooth)
-    return loss if reduction == "none" else mean_or_zero(loss)
+    return _missing(overlap, claimed + size, smooth, reduction)
 
 
 def dice_consistency(
@@ -90,8 +89,7 @@ def dice_consistency(
         smooth: > 0, in numerator and denominator; see `soft_dice`.
         include_background: let class 0 take part.
         mask: bool `(B, *S)`; voxels outside are left out.
-        reduction: "mean" is over classes, then over volumes; "pooled" sums over the voxels of the whole batch before
-            the division, then takes the mean over classes; "none" gives `(B, C)` for the C classes that take part.
+        reduction: as in `soft_dice`.
 
     Returns:
         A scalar in [0, 1], or `(B, C)` with "none"; float32, or float64 for float64 logits.
@@ -115,6 +113,11 @@ def dice_consistency(
         student, teacher = (probs.where(mask.unsqueeze(1), 0) for probs in (student, teacher))
     overlap = class_sums(student * teacher, reduction)
     total = class_sums(student.square() + teacher.square(), reduction)
+    return _missing(overlap, total, smooth, reduction)
+
+
+def _missing(overlap: Tensor, total: Tensor, smooth: float, reduction: Reduction) -> Tensor:
+    """What is missing to a full overlap, of sums `(B, C)`."""
     loss = 1 - (2 * overlap + smooth) / (total + smooth)
     return loss if reduction == "none" else mean_or_zero(loss)
 

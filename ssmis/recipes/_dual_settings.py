@@ -4,7 +4,7 @@
 import sys
 from dataclasses import dataclass
 
-from ssmis._checks import check_choice, check_range
+from ssmis._checks import check_choice, check_not_negative, check_range
 from ssmis.losses import Reduction
 from ssmis.losses.cross_pseudo import Targets
 from ssmis.uncertainty.masks import SCOPES, Scope
@@ -86,8 +86,8 @@ class DualUncertaintyConfig:
     def __post_init__(self) -> None:
         """Refuse what no step could be computed with: a run should not find out after its data is prepared."""
         for name, value in vars(self).items():
-            if name.endswith(("_weight", "ramp_end")) and name != "detach_weight":
-                check_range(value, 0.0, 1.0 if name.endswith("ramp_end") else sys.float_info.max, name=name)
+            if name.endswith("_weight") and name != "detach_weight":
+                check_not_negative(**{name: value})
         check_choice(self.disagreement_into, ("both", "first", "second"), name="disagreement_into")
         check_choice(self.rectified_into, ("both", "first", "second"), name="rectified_into")
         check_choice(self.rectified_on, ("unlabelled", "all"), name="rectified_on")
@@ -96,7 +96,8 @@ class DualUncertaintyConfig:
         check_choice(self.filter_scope, SCOPES, name="filter_scope")
         check_choice(self.targets, ("hard", "soft"), name="targets")
         check_choice(self.reduction, ("mean", "pooled"), name="reduction")
-        for name in ("mix_side", "keep_fraction", "disagreement_threshold", "teacher_decay", "bank_decay"):
+        for name in ("mix_side", "keep_fraction", "disagreement_threshold", "teacher_decay", "bank_decay",
+                     "ramp_end", "contrast_ramp_end"):  # fmt: skip
             check_range(getattr(self, name), 0.0, 1.0, name=name)
         check_range(self.temperature, 0.0, sys.float_info.max, name="temperature", open_low=True)
         for name in ("slots", "candidates", "anchors"):

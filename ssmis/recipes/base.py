@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The contract between a method and the training loop."""
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ssmis._checks import check_range
+from ssmis._checks import check_not_negative
 from ssmis.data.batch import Batch
 from ssmis.nets.output import NetOutput
-from ssmis.schedules import gaussian_ramp
 from ssmis.uncertainty import entropy_of_probs
 
 
@@ -48,7 +46,7 @@ class Terms(Mapping[str, Term]):
             raise ValueError(f"term {name!r} was added twice")
         if value.ndim != 0:
             raise ValueError(f"term {name!r} has shape {tuple(value.shape)}; expected a scalar")
-        check_range(weight, 0.0, sys.float_info.max, name=f"weight of term {name!r}")
+        check_not_negative(**{f"weight of term {name!r}": weight})
         if not reaches:
             raise ValueError(f"term {name!r} reaches no student; name the ones it must train")
         self._terms[name] = Term(value.float(), float(weight), tuple(reaches))
@@ -99,11 +97,6 @@ class StageContext:
     stage: Stage
     step: int
     folder: Path
-
-
-def ramp_to(progress: float, end: float) -> float:
-    """`gaussian_ramp` that reaches 1 at progress `end`; with end 0 it is 1 from the start."""
-    return gaussian_ramp(progress, end=end) if end > 0 else 1.0
 
 
 class Recipe(nn.Module):

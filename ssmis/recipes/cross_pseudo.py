@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two nets that teach each other with hard pseudo-labels."""
 
-import sys
 from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from ssmis._checks import check_range
+from ssmis._checks import check_not_negative, check_range
 from ssmis.data.batch import Batch
 from ssmis.losses import dice_ce, pseudo_ce
 from ssmis.recipes._nets import two_nets
-from ssmis.recipes.base import Recipe, Terms, ramp_to
+from ssmis.recipes.base import Recipe, Terms
 from ssmis.registry import RECIPES
+from ssmis.schedules import ramp_to
 
 
 @RECIPES.register("cross_pseudo")
@@ -42,8 +42,7 @@ class CrossPseudo(Recipe):
         predict_with: Sequence[str] | None = None,
     ) -> None:
         check_range(ramp_end, 0, 1, name="ramp_end")
-        for name, value in {"cross_weight": cross_weight, "dice_weight": dice_weight, "ce_weight": ce_weight}.items():
-            check_range(value, 0, sys.float_info.max, name=name)
+        check_not_negative(cross_weight=cross_weight, dice_weight=dice_weight, ce_weight=ce_weight)
         super().__init__(two_nets(nets), predict_with=predict_with)
         self.cross_weight, self.ramp_end = cross_weight, ramp_end
         self.dice_weight, self.ce_weight = dice_weight, ce_weight

@@ -28,8 +28,9 @@ from ssmis.nets import EMA
 from ssmis.nets.output import NetOutput
 from ssmis.recipes._dual_settings import PRESETS, DualUncertaintyConfig
 from ssmis.recipes._nets import two_nets
-from ssmis.recipes.base import Recipe, Terms, ramp_to
+from ssmis.recipes.base import Recipe, Terms
 from ssmis.registry import BANKS, RECIPES
+from ssmis.schedules import ramp_to
 from ssmis.uncertainty import lowest_entropy
 
 __all__ = ["PRESETS", "DualUncertainty", "DualUncertaintyConfig"]
@@ -131,8 +132,10 @@ class DualUncertainty(Recipe):
                 filtered = pseudo_ce(own_u, peer_u, mask=keep[peer], **targets)
                 add("filtered", filtered, c.filtered_weight * ramp)
             if c.pseudo_dice_weight > 0:
-                overlap, other = (dice_consistency, peer_u) if c.targets == "soft" else (soft_dice, top_class(peer_u))
-                dice = overlap(own_u, other, mask=batch.valid, reduction=c.reduction)
+                if c.targets == "soft":
+                    dice = dice_consistency(own_u, peer_u, mask=batch.valid, reduction=c.reduction)
+                else:
+                    dice = soft_dice(own_u, top_class(peer_u), mask=batch.valid, reduction=c.reduction)
                 add("pseudo_dice", dice, c.pseudo_dice_weight * ramp)
             if c.cosine_weight > 0:
                 cosine = cosine_consistency(own_u, unlabelled[peer].logits, mask=batch.valid, reduction=c.reduction)

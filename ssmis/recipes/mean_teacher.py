@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """A student held consistent with the moving average of itself."""
 
-import sys
 from collections.abc import Mapping
 
 import torch
 from torch import nn
 
-from ssmis._checks import check_range
+from ssmis._checks import check_not_negative, check_range
 from ssmis.data.batch import Batch
 from ssmis.losses import dice_ce, mse_consistency
 from ssmis.nets import EMA, VNet
-from ssmis.recipes.base import Recipe, Terms, ramp_to
+from ssmis.recipes.base import Recipe, Terms
 from ssmis.registry import RECIPES
+from ssmis.schedules import ramp_to
 
 
 @RECIPES.register("mean_teacher")
@@ -56,9 +56,8 @@ class MeanTeacher(Recipe):
         if predict_with not in ("teacher", "student"):
             raise ValueError(f"predict_with is {predict_with!r}; expected 'teacher' or 'student'")
         check_range(ramp_end, 0, 1, name="ramp_end")
-        weights = {"consistency_weight": consistency_weight, "dice_weight": dice_weight, "ce_weight": ce_weight}
-        for name, value in {**weights, "noise": noise}.items():
-            check_range(value, 0, sys.float_info.max, name=name)
+        check_not_negative(consistency_weight=consistency_weight, noise=noise)
+        check_not_negative(dice_weight=dice_weight, ce_weight=ce_weight)
         super().__init__(nets)
         (self.name,) = nets
         self.teacher = EMA(self.students[self.name], decay=ema_decay, warmup=ema_warmup)

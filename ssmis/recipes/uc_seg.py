@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from ssmis._checks import check_choice, check_range
+from ssmis._checks import check_choice, check_not_negative, check_range
 from ssmis._classes import top_class
 from ssmis.data.batch import Batch
 from ssmis.data.components import largest_components
@@ -113,7 +113,7 @@ class UCSegConfig:
         check_choice(self.prototype_over, ("class", "volume"), name="prototype_over")
         for name, value in vars(self).items():
             if name.endswith("_weight"):
-                check_range(value, 0.0, sys.float_info.max, name=name)
+                check_not_negative(**{name: value})
             elif name in ("quality_start", "quality_end", "mix_from"):
                 check_range(value, 0.0, 1.0, name=name)
         check_range(self.levels, 1, sys.float_info.max, name="levels")

@@ -41,7 +41,8 @@ def test_a_factory_has_a_one_line_summary(table, name):
 @each
 def test_a_factory_takes_its_examples_arguments(table, name):
     entry = table[name]
-    inspect.signature(entry.factory).bind_partial(**entry.example.create)
+    bound = inspect.signature(entry.factory).bind_partial(**entry.example.create)  # raises TypeError otherwise
+    assert set(entry.example.create) <= set(bound.arguments) | set(bound.kwargs)
 
 
 @each

@@ -257,4 +257,5 @@ def test_models_of_different_classes_are_no_ensemble():
 
 def test_large_finite_values_are_no_error():
     volume = torch.full((1, 6, 6), 3e38)  # their sum is infinite
-    Predictor(lambda windows: voxelwise(torch.zeros_like(windows)), patch=(4, 4)).predict(volume)
+    found = Predictor(lambda windows: voxelwise(torch.zeros_like(windows)), patch=(4, 4)).predict(volume)
+    assert found.probs.isfinite().all()
