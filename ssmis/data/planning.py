@@ -63,15 +63,14 @@ def make_plan(
     notes: list[str] = []
     width = width or (16 if memory_gb >= 6 else 8)
     widths = tuple(min(width * 2**level, 16 * width) for level in range(LEVELS))
-    spacing = tuple(np.median([own.spacing_mm for own in facts], axis=0).tolist())
+    if spacing_mm is not None and (len(spacing_mm) != dims or min(spacing_mm) <= 0):
+        raise ValueError(f"spacing_mm is {tuple(spacing_mm)}; expected {dims} positive lengths")
+    median = np.median([own.spacing_mm for own in facts], axis=0)
+    spacing = tuple(float(mm) for mm in (median if spacing_mm is None else spacing_mm))
     size = _median_size(facts, spacing)
     batch = batch or (2 if dims == 3 else max(2, min(8, _budget(memory_gb, width, 4) // max(math.prod(size), 1))))
     most = _budget(memory_gb, width, 2 * batch)
-    if spacing_mm is not None:
-        if len(spacing_mm) != dims or min(spacing_mm) <= 0:
-            raise ValueError(f"spacing_mm is {tuple(spacing_mm)}; expected {dims} positive lengths")
-        spacing = tuple(float(mm) for mm in spacing_mm)
-    elif math.prod(size) > 4 * most and patch is None:
+    if math.prod(size) > 4 * most and patch is None and spacing_mm is None:
         spacing = _coarser(spacing, (math.prod(size) / (4 * most)) ** (1 / dims))
         notes.append(f"the grid is coarser than the images, so that a patch of {most} voxels holds a quarter of one")
     size = _median_size(facts, spacing)
@@ -134,9 +133,9 @@ def _coarser(spacing: Sequence[float], factor: float) -> tuple[float, ...]:
 
 
 def _patch(size: Sequence[int], most: int, pooling: Sequence[Sequence[int]]) -> tuple[int, ...]:
-    """The largest patch of at most `most` voxels that covers the median image, in steps that pooling divides."""
+    """The patch nearest to the median image that pooling divides, and that has at most `most` voxels."""
     steps = [min(math.prod(factors), 16) for factors in zip(*pooling)]
-    patch = [max(step, step * math.ceil(n / step)) for n, step in zip(size, steps)]
+    patch = [max(step, step * math.floor(n / step + 0.5)) for n, step in zip(size, steps)]
     while math.prod(patch) > most:
         axis = max(
             range(len(patch)), key=lambda axis: (patch[axis] / steps[axis] > 1, patch[axis] / size[axis], patch[axis])

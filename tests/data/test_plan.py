@@ -125,6 +125,25 @@ def test_the_patch_keeps_to_the_memory(tmp_path, memory):
     assert (chosen.patch, chosen.spacing_mm, chosen.batch, chosen.widths[0]) == ((8, 8, 8), (2, 2, 2), 1, 3)
 
 
+@pytest.mark.parametrize("size", [(35, 50, 36), (40, 9, 63)])
+def test_with_enough_memory_the_patch_is_nearest_to_the_median_image(tmp_path, size):
+    facts, _ = survey(find_dataset(plain(tmp_path, labelled=2, unlabelled=0, size=size)))
+    plan = make_plan(facts, memory_gb=64)
+    for axis, (side, n) in enumerate(zip(plan.patch, size)):
+        step = math.prod(factors[axis] for factors in plan.pooling)
+        assert side % step == 0
+        assert abs(side - n) <= step / 2 or side == step
+
+
+def test_pictures_on_a_coarser_grid_fill_a_larger_batch(tmp_path):
+    for index in range(2):
+        picture(tmp_path / "images" / f"{index}.png", np.full((256, 256), 9 + index, np.uint8))
+        picture(tmp_path / "labels" / f"{index}.png", (np.eye(256) * 255).astype(np.uint8))
+    facts, _ = survey(find_dataset(tmp_path))
+    assert make_plan(facts, memory_gb=0.5).batch == 2
+    assert make_plan(facts, memory_gb=0.5, spacing_mm=(4, 4)).batch == 8
+
+
 def test_channels_that_do_not_fit_are_named():
     plan = Plan(2, (Channel("a", "unit"), Channel("b")), (0, 1), ("background", "x"), (1, 1), (8, 8), (8, 8), 1,
                 ((2, 2),) * 4, ((3, 3),) * 5, (4,) * 5)  # fmt: skip
