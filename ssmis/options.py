@@ -113,6 +113,7 @@ class PredictOptions:
         flips: average over flips of every axis.
         overlap: share of a window that its neighbour covers.
         batch_size: windows at once.
+        memory_gb: that a prediction may take; default: what it takes.
         spacing_mm: pixel size of pictures, in mm.
         overwrite: replace results that are there.
         shard: i/n, such as 0/4: only every n-th image from the i-th on, so that n processes share them.
@@ -130,6 +131,7 @@ class PredictOptions:
     flips: bool = False
     overlap: float = 0.5
     batch_size: int = 4
+    memory_gb: float | None = None
     spacing_mm: list[float] | None = None
     overwrite: bool = False
     shard: str | None = None

@@ -62,8 +62,9 @@ def predict_files(
     part = None if chosen.shard is None else parse_shard(chosen.shard)
     folders = run_folders([chosen.run, *(chosen.ensemble or [])])
     predictor = Predictor.load(
-        folders, flips=chosen.flips, device=chosen.device, overlap=chosen.overlap, batch_size=chosen.batch_size
-    )
+        folders, flips=chosen.flips, device=chosen.device, overlap=chosen.overlap, batch_size=chosen.batch_size,
+        memory_gb=chosen.memory_gb,
+    )  # fmt: skip
     plan = predictor.plan
     assert plan is not None
     cases = find_inputs(chosen.inputs, plan, spacing_mm=chosen.spacing_mm or ())

@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssmis._checks import check_choice, check_range
 from ssmis.data.plan import Plan
 from ssmis.data.resample import area_downsample, scaled_size
+from ssmis.engine.memory import Task, fit_windows
 from ssmis.engine.runtime import Precision
-from ssmis.engine.segmentation import Segmentation, collect
-from ssmis.engine.sliding import Model, Sliding, as_callable, brought_back
+from ssmis.engine.segmentation import Segmentation, collect, entropy_in_pieces
+from ssmis.engine.sliding import Model, Slabs, Sliding, as_callable, brought_back
 from ssmis.engine.windows import BLENDINGS, Blending, window_starts
 from ssmis.recipes.base import Prediction
-from ssmis.uncertainty import entropy_of_probs
 
 
 class Predictor:
@@ -44,9 +44,13 @@ class Predictor:
         device: where the models run; the models must be there already.
         precision: of the forward passes; None is float32.
         accumulate_on: where the running sums live; None is `device`. "cpu" for volumes too large for a GPU.
+        memory_gb: budget, in GiB: of the process where the running sums live in its memory, else of what is taken on
+            the GPU. Where that keeps within it, fewer windows than `batch_size` go at once and smaller pieces are
+            resampled. What is needed is added up before anything is taken; the nets' share is an estimate by the
+            plan's widths. Reading the file, if there is one, is not counted.
 
     Raises:
-        ValueError: an argument out of range, or lengths that do not fit the patch.
+        ValueError: an argument out of range, lengths that do not fit the patch, or a budget without a plan.
     """
 
     def __init__(
@@ -64,14 +68,17 @@ class Predictor:
         device: torch.device | str = "cpu",
         precision: Precision | None = None,
         accumulate_on: torch.device | str | None = None,
+        memory_gb: float | None = None,
     ) -> None:
         check_choice(blending, BLENDINGS, name="blending")
         check_range(overlap, 0.0, 0.99, name="overlap")
         check_range(scale, 0.0, 1.0, name="scale", open_low=True)
         check_range(batch_size, 1, float("inf"), name="batch_size")
-        self.models = [as_callable(model) for model in (models if isinstance(models, Sequence) else [models])]
+        given = list(models) if isinstance(models, Sequence) else [models]
+        self.models = [as_callable(model) for model in given]
         if not self.models:
             raise ValueError("models is empty; expected at least one")
+        self._net_bytes = sum(p.nbytes for model in given if isinstance(model, nn.Module) for p in model.parameters())
         self.patch = tuple(patch)
         self.stride = tuple(stride or (max(1, int(length * (1 - overlap) + 1e-6)) for length in self.patch))
         window_starts(self.patch, self.patch, self.stride)  # checks both
@@ -85,6 +92,11 @@ class Predictor:
         self.device = torch.device(device)
         self.precision = precision or Precision("fp32", self.device.type)
         self.accumulate_on = torch.device(self.device if accumulate_on is None else accumulate_on)
+        if memory_gb is not None:
+            check_range(memory_gb, 0.0, float("inf"), name="memory_gb", open_low=True)
+            if plan is None:
+                raise ValueError("memory_gb needs a plan, which has the number of classes and the width of the nets")
+        self.memory_gb = memory_gb
 
     @classmethod
     def load(
@@ -121,24 +133,21 @@ class Predictor:
 
         Raises:
             ValueError: the image does not have the patch's axes or is not finite, a model returns something else than
-                probabilities, or models have different numbers of classes.
+                probabilities, models have different numbers of classes, or the memory of the budget is too little.
             DataError: the image does not fit the plan.
         """
+        sliding = self._within(image, spacing_mm, 0, whole=True, label_bytes=0)
         volume, size = self._prepared(image, spacing_mm)
         if tuple(volume.shape[1:]) == size:
-            ((_, probs),) = self._sliding.slabs(volume, whole=True)
+            ((_, probs),) = sliding.slabs(volume, whole=True)
         else:
-            slabs = brought_back(self._sliding.slabs(volume), 0, tuple(volume.shape[1:]), size)
+            slabs = self._slabs(sliding, volume, 0, size)
             probs = torch.empty(0, device=self.accumulate_on)
             for first, slab in slabs:
                 if not probs.numel():
                     probs = torch.empty((len(slab), *size), device=slab.device)
                 probs[:, first : first + slab.shape[1]] = slab
-        uncertainty = torch.empty(size, device=probs.device)
-        for first in range(0, size[0], _ROWS):  # the entropy of all at once would double the memory
-            rows = slice(first, first + _ROWS)
-            uncertainty[rows] = entropy_of_probs(probs[None, :, rows])[0]
-        return Prediction(probs, uncertainty)
+        return Prediction(probs, entropy_in_pieces(probs))
 
     def segment(
         self,
@@ -161,10 +170,10 @@ class Predictor:
         Raises:
             ValueError: as `predict`.
         """
+        sliding = self._within(image, spacing_mm, uncertainty=uncertainty, probs=probs is True, largest=largest)
         volume, size = self._prepared(image, spacing_mm)
-        inner = tuple(volume.shape[1:])
-        axis = max(range(len(inner)), key=lambda axis: inner[axis] / self.patch[axis])
-        slabs = brought_back(self._sliding.slabs(volume, axis=axis), axis, inner, size)
+        axis = self._longest(volume.shape[1:])
+        slabs = self._slabs(sliding, volume, axis, size)
         return collect(slabs, axis, size, plan=self.plan, uncertainty=uncertainty, probs=probs, largest=largest)
 
     def stream(
@@ -175,9 +184,41 @@ class Predictor:
         A slab is overwritten when the next one is asked for.
         """
         with torch.no_grad():
+            sliding = self._within(image, spacing_mm, axis, label_bytes=0)
             volume, size = self._prepared(image, spacing_mm)
-            slabs = self._sliding.slabs(volume, axis=axis)
-            yield from brought_back(slabs, axis, tuple(volume.shape[1:]), size)
+            yield from self._slabs(sliding, volume, axis, size)
+
+    def _within(
+        self,
+        image: Tensor | npt.NDArray[Any],
+        spacing_mm: Sequence[float] | None,
+        axis: int | None = None,
+        **wanted: Any,
+    ) -> Sliding:
+        """The windows as the budget allows them, rows being finished along `axis` (None: see `_longest`).
+
+        Without a budget, or for an image that `_prepared` will refuse, they are as they are.
+        """
+        plan, dims, size = self.plan, len(self.patch), tuple(image.shape[1:])
+        if self.memory_gb is None or plan is None or spacing_mm is None:
+            return self._sliding
+        if len(size) != dims or len(spacing_mm) != dims or min(image.shape) < 1:
+            return self._sliding
+        inner = plan.training_size(size, spacing_mm)
+        task = Task(
+            size, inner, len(plan.channels), plan.classes, plan.widths[0], image.nbytes, self._net_bytes,
+            host=self.accumulate_on.type == "cpu", nets_inside=self.device.type == self.accumulate_on.type,
+            **{"label_bytes": np.min_scalar_type(max(plan.label_values)).itemsize, **wanted},
+        )  # fmt: skip
+        return fit_windows(task, self._sliding, self.memory_gb, axis=self._longest(inner) if axis is None else axis)
+
+    def _longest(self, size: Sequence[int]) -> int:
+        """The axis with most windows: rows that are finished along it need the smallest running sums."""
+        return max(range(len(size)), key=lambda axis: size[axis] / self.patch[axis])
+
+    def _slabs(self, sliding: Sliding, volume: Tensor, axis: int, size: tuple[int, ...]) -> Slabs:
+        inner = tuple(volume.shape[1:])
+        return brought_back(sliding.slabs(volume, axis=axis), axis, inner, size, chunk_bytes=sliding.chunk_bytes)
 
     def _prepared(
         self, image: Tensor | npt.NDArray[Any], spacing_mm: Sequence[float] | None
@@ -216,6 +257,3 @@ class Predictor:
             precision=self.precision,
             accumulate_on=self.accumulate_on,
         )
-
-
-_ROWS = 16

@@ -14,6 +14,8 @@ from ssmis.engine.postprocess import largest_component
 from ssmis.engine.sliding import Slabs
 from ssmis.uncertainty import entropy_of_probs
 
+PIECE_BYTES = 2**23  # of probabilities whose entropy is taken at once
+
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:
@@ -52,7 +54,7 @@ def collect(
             raise ValueError(f"the model has {classes} classes; expected at most 256")
         _argmax(slab, labels.narrow(axis, first, count))
         if unsure is not None:
-            unsure.narrow(axis, first, count).copy_(entropy_of_probs(slab[None])[0])
+            unsure.narrow(axis, first, count).copy_(entropy_in_pieces(slab))
         if out is None and probs is True:
             out = np.empty((classes, *size), dtype=np.float32)
         if out is not None:
@@ -63,6 +65,15 @@ def collect(
         labels = largest_component(labels, classes=range(1, classes))
     values = labels.numpy() if plan is None else plan.values_of(labels.numpy())
     return Segmentation(values, None if unsure is None else unsure.numpy(), out)
+
+
+def entropy_in_pieces(probs: Tensor) -> Tensor:
+    """Normalised entropy of `(K, *S)`, some rows at a time: of all at once it would take thrice their memory."""
+    found = torch.empty(probs.shape[1:], device=probs.device)
+    rows = max(1, PIECE_BYTES * probs.shape[1] // max(probs.numel() * probs.element_size(), 1))
+    for part, out in zip(probs.split(rows, dim=1), found.split(rows)):
+        out.copy_(entropy_of_probs(part[None])[0])
+    return found
 
 
 def _argmax(probs: Tensor, out: Tensor) -> None:

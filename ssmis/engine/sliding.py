@@ -3,6 +3,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from itertools import combinations
 
 import torch
@@ -17,7 +18,9 @@ from ssmis.recipes.base import Prediction
 Model = Callable[[Tensor], Prediction | Tensor]
 Slabs = Iterator[tuple[int, Tensor]]  # first row, probabilities `(K, *S)` of some rows
 
-_CHUNK_BYTES = 2**28  # of probabilities that are brought to another grid at once
+Window = tuple[tuple[int, ...], tuple[int, ...]]  # where it starts, and the axes that are flipped
+
+CHUNK_BYTES = 2**28  # of probabilities that are brought to another grid at once
 
 
 class Sliding:
@@ -35,9 +38,34 @@ class Sliding:
         device: torch.device,
         precision: Precision,
         accumulate_on: torch.device,
+        chunk_bytes: int = CHUNK_BYTES,
     ) -> None:
         self.models, self.patch, self.stride, self.blending, self.flips = models, patch, stride, blending, flips
         self.batch_size, self.device, self.precision, self.accumulate_on = batch_size, device, precision, accumulate_on
+        self.chunk_bytes = chunk_bytes
+
+    def with_sizes(self, *, batch_size: int, chunk_bytes: int) -> "Sliding":
+        """The same, with other numbers of windows and bytes at once."""
+        other = copy(self)
+        other.batch_size, other.chunk_bytes = batch_size, chunk_bytes
+        return other
+
+    @property
+    def copies(self) -> int:
+        """Padded copies of a volume that is smaller than the patch: one a combination of flips."""
+        return 2 ** len(self.flips)
+
+    def rows(self, size: Sequence[int], axis: int) -> int:
+        """Rows along `axis` of a volume of `size` that the running sums hold: what windows of a batch reach over."""
+        starts = [[at for (at,) in window_starts((n,), (p,), (s,))] for n, p, s in zip(size, self.patch, self.stride)]
+        along = torch.tensor(starts[axis])
+        if axis in self.flips:
+            along = torch.cat([along, max(size[axis] - self.patch[axis], 0) - along]).sort().values
+        every = math.prod(map(len, starts)) // len(starts[axis]) * 2 ** (len(self.flips) - (axis in self.flips))
+        first = torch.arange(0, len(along) * every, self.batch_size)
+        last = (first + self.batch_size - 1).clamp_max(len(along) * every - 1)
+        reach = int((along[last // every] - along[first // every]).max()) + self.patch[axis]
+        return min(reach, size[axis])
 
     def slabs(self, volume: Tensor, *, axis: int = 0, whole: bool = False) -> Slabs:
         """Yield finished rows along `axis`, in order: `(C, *S)` -> first row, probabilities `(K, *rows)`.
@@ -54,12 +82,8 @@ class Sliding:
         size = tuple(volume.shape[1:])
         if min(size) < 1:
             raise ValueError(f"image has spatial size {size}; expected at least one voxel")
-        starts = window_starts(size, self.patch, self.stride)
-        windows = [(self._mirrored(start, size, axes), axes) for axes in _subsets(self.flips) for start in starts]
-        windows.sort(key=lambda window: window[0][axis])
-        chunks = [windows[first : first + self.batch_size] for first in range(0, len(windows), self.batch_size)]
-        reach = max(chunk[-1][0][axis] - chunk[0][0][axis] for chunk in chunks) + self.patch[axis]
-        rows = size[axis] if whole else min(reach, size[axis])
+        chunks = self._chunks(size, axis)
+        rows = size[axis] if whole else self.rows(size, axis)
         weight = blend_weight(self.patch, self.blending, device=self.accumulate_on)
         sums = _Sums(size, axis, rows, device=self.accumulate_on)
         padded = {axes: self._padded(volume, flipped=axes) for axes in _subsets(self.flips)}
@@ -73,6 +97,13 @@ class Sliding:
                 inside, outside = _clip(start, padded[axes][1], self.patch, size)
                 sums.add(own.flip([a + 1 for a in axes])[:, *inside], weight[inside], outside)
         yield sums.first, sums.mean(size[axis])
+
+    def _chunks(self, size: Sequence[int], axis: int) -> list[list[Window]]:
+        """The windows that go at once, those first whose rows are finished first."""
+        starts = window_starts(size, self.patch, self.stride)
+        windows = [(self._mirrored(start, size, axes), axes) for axes in _subsets(self.flips) for start in starts]
+        windows.sort(key=lambda window: window[0][axis])
+        return [windows[first : first + self.batch_size] for first in range(0, len(windows), self.batch_size)]
 
     def _forward(self, windows: Tensor) -> Tensor:
         """Mean probabilities of the models for `(B, C, *patch)` windows, float32."""
@@ -138,8 +169,10 @@ class _Sums:
         self.first = end
 
 
-def brought_back(slabs: Slabs, axis: int, size: tuple[int, ...], target: tuple[int, ...]) -> Slabs:
-    """Interpolate slabs of a grid of `size` linearly to the grid of `target`, a few rows at a time."""
+def brought_back(
+    slabs: Slabs, axis: int, size: tuple[int, ...], target: tuple[int, ...], *, chunk_bytes: int = CHUNK_BYTES
+) -> Slabs:
+    """Interpolate slabs of a grid of `size` linearly to the grid of `target`, about `chunk_bytes` at a time."""
     if size == target:
         yield from slabs
         return
@@ -148,24 +181,31 @@ def brought_back(slabs: Slabs, axis: int, size: tuple[int, ...], target: tuple[i
     needed = torch.where(weight > 0, index, size[axis]).amin(1)
     held: Tensor | None = None
     begin, done = 0, 0  # first source row that is held; target rows that are out
-    for first, slab in slabs:
-        if slab.shape[axis + 1] == size[axis] and 4 * len(slab) * math.prod(target) <= _CHUNK_BYTES:
+    for _, slab in slabs:
+        step = max(1, chunk_bytes // (4 * len(slab) * largest_row(axis, size, target)))
+        if slab.shape[axis + 1] == size[axis] and 4 * len(slab) * math.prod(target) <= chunk_bytes:
             yield 0, resample_maps(slab, target)
             return
-        for other in (a for a in range(len(size)) if a != axis):
-            slab = resample_axis(slab, other + 1, target[other])
-        rows = slab if held is None else torch.cat([held, slab], dim=axis + 1)
-        ready = int((used < first + slab.shape[axis + 1]).sum())
-        step = max(1, _CHUNK_BYTES // (4 * rows.numel() // rows.shape[axis + 1] + 1))
-        for at in range(done, ready, step):
-            part = slice(at, min(at + step, ready))
-            local = (index[part] - begin).clamp(0, rows.shape[axis + 1] - 1).to(rows.device)
-            yield at, apply_axis(rows, axis + 1, local, weight[part].to(rows.device))
-        done = max(done, ready)
-        keep = int(needed[done]) if done < target[axis] else first + slab.shape[axis + 1]
-        keep = max(keep, begin)
-        held = rows.narrow(axis + 1, keep - begin, rows.shape[axis + 1] - (keep - begin)).clone()
-        begin = keep
+        for piece in slab.split(step, dim=axis + 1):
+            for other in (a for a in range(len(size)) if a != axis):
+                piece = resample_axis(piece, other + 1, target[other])
+            rows = piece if held is None else torch.cat([held, piece], dim=axis + 1)
+            end = begin + rows.shape[axis + 1]
+            del piece
+            ready = int((used < end).sum())
+            for out in range(done, ready, step):
+                part = slice(out, min(out + step, ready))
+                local = (index[part] - begin).clamp(0, rows.shape[axis + 1] - 1).to(rows.device)
+                yield out, apply_axis(rows, axis + 1, local, weight[part].to(rows.device))
+            done = max(done, ready)
+            keep = max(begin, int(needed[done]) if done < target[axis] else end)
+            held = rows.narrow(axis + 1, keep - begin, end - keep).clone()
+            begin = keep
+
+
+def largest_row(axis: int, size: Sequence[int], target: Sequence[int]) -> int:
+    """Most voxels that a row along `axis` has on its way from a grid of `size` to one of `target`."""
+    return math.prod(max(pair) for other, pair in enumerate(zip(size, target)) if other != axis)
 
 
 def as_callable(model: Model) -> Model:

@@ -403,6 +403,17 @@ def _(root):
     predict_files(run, [source], out=str(root / "out"), progress=False)
 
 
+@kind("less memory than a prediction needs")
+def _(root):
+    run, source = write_run(root / "run", small_plan()), nifti(root / "a.nii.gz", IMAGE)
+    predict_files(run, [source], out=str(root / "out"), memory_gb=0.25, progress=False)
+
+
+@kind("no memory for a prediction")
+def _(root):
+    predict_files(write_run(root / "run", small_plan()), [root], memory_gb=0.0, progress=False)
+
+
 @kind("an evaluation without held-out cases")
 def _(root):
     run = write_run(root / "run", small_plan(), data=plain(root / "data"))

@@ -218,6 +218,8 @@ def test_memory_does_not_grow_with_windows():
         ({"stride": (4,)}, r"stride \(4,\)"),
         ({"stride": (5, 4)}, r"stride is \(5, 4\); expected at most the patch"),
         ({"models": []}, r"models is empty"),
+        ({"memory_gb": -1.0}, r"memory_gb is -1.0; expected a number in \(0"),
+        ({"memory_gb": 4.0}, r"memory_gb needs a plan"),
     ],
 )
 def test_arguments_are_checked(arguments, message):
