@@ -2,7 +2,7 @@
 """Layouts that are told by folders and names: MSD, nnU-Net, BIDS, images beside labels."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,20 +34,23 @@ def msd(root: Path) -> Dataset | None:
     cases += [Case(stem_of(path), path, None, ()) for path in _scans(root, UNLABELLED) if path.resolve() not in listed]
     if not cases:
         raise DataError(f"{root / 'dataset.json'}: it lists no image for training; expected some under 'training'")
-    return Dataset("MSD", root, tuple(cases), roles, _names(info), _channel_names(info))
+    left = [path for path in _scans(root, ["imagesTr"]) if path.resolve() not in listed]
+    notes = [f"{len(left)} images of imagesTr are not listed in dataset.json, such as {left[0].name}"] if left else []
+    return Dataset("MSD", root, tuple(cases), roles, _names(info), _channel_names(info), tuple(notes))
 
 
 def nnunet(root: Path) -> Dataset | None:
     """nnU-Net raw data, version 2: `imagesTr/CASE_0000.nii.gz` a channel, `labelsTr/CASE.nii.gz`, `imagesUn`."""
     info = _info(root)
     folder = root / "imagesTr"
-    numbered = folder.is_dir() and all(_CHANNEL.search(stem_of(path)) for path in _files(folder))
-    if not folder.is_dir() or (info is None and not numbered):
+    if not folder.is_dir():
         return None
-    labels = {stem_of(path): path for path in _scans(root, ["labelsTr"])}
+    labels = _one_each(_scans(root, ["labelsTr"]), stem_of)
+    if info is None and not _numbered(_files(folder), labels):
+        return None
     cases, roles, notes = [], {}, []
     for name in ("imagesTr", *UNLABELLED, "imagesTs"):
-        for case, files in _by_case(_scans(root, [name])).items():
+        for case, files in _by_case(_scans(root, [name]), labels=labels).items():
             label = labels.pop(case, None) if name == "imagesTr" else None
             cases.append(Case(case, files[0], label, (), channels=tuple(files[1:])))
             if name == "imagesTs":
@@ -63,21 +66,23 @@ def bids(root: Path) -> Dataset | None:
     if not subjects:
         return None
     labels: dict[tuple[str, ...], Path] = {}
+    left: list[str] = []
     folders = [path for path in (root / "derivatives", root / "labels") if path.is_dir()]
     for folder in [*folders, *subjects]:
         for path in _files(folder):
-            if re.search(r"_(dseg|mask|seg)$", stem_of(path)):
-                labels.setdefault(_entities(path), path)
+            if re.search(r"_(dseg|mask|seg)$", stem_of(path)) and labels.setdefault(_entities(path), path) != path:
+                left.append(f"{path}: this is a further label of {labels[_entities(path)].name}'s scan")
     files = [p for s in subjects for p in _files(s) if not re.search(r"_(dseg|mask|seg|probseg)$", stem_of(p))]
     kinds = [stem_of(path).rsplit("_", 1)[-1] for path in files]
-    kind = max(sorted(set(kinds)), key=lambda kind: (kinds.count(kind), kind == "T1w"), default="")
+    owners = {kind: {_entities(path)[-1:] for path, own in zip(files, kinds) if own == kind} for kind in set(kinds)}
+    kind = max(sorted(owners), key=lambda kind: (len(owners[kind]), kind == "T1w"), default="")
     cases = []
     for path, own in zip(files, kinds):
         if own == kind:
             entities = _entities(path)
             subject = next(part for part in path.relative_to(root).parts if part.startswith("sub-"))
             cases.append(Case(stem_of(path), path, labels.pop(entities, None), (), subject=subject))
-    left = [f"{sum(k != kind for k in kinds)} images that are no {kind}"] if len(set(kinds)) > 1 else []
+    left += [f"{sum(k != kind for k in kinds)} images that are no {kind}"] if len(set(kinds)) > 1 else []
     left += [f"{path}: this label has no image" for path in labels.values()]
     return Dataset("BIDS", root, tuple(cases), channel_names=(kind,), notes=tuple(left))
 
@@ -107,21 +112,21 @@ def _paired(
     *, by_folder: bool = False,
 ) -> Dataset:  # fmt: skip
     def name_of(path: Path) -> str:
-        stem = re.sub(_LABEL_ENDINGS, "", stem_of(path), flags=re.IGNORECASE) if path in known else stem_of(path)
+        stem = _bare(path) if path in known else stem_of(path)
         return f"{path.parent.relative_to(root).as_posix()}/{stem}".removeprefix("./") if by_folder else stem
 
     known = set(labels)
     sizes = pixel_sizes(root)
-    left = {name_of(path): path for path in labels}
-    left |= {stem_of(path): path for path in labels if not by_folder and stem_of(path) not in left}
-    used: set[Path] = set()
+    by_case = _by_case(images, name_of, labels={name(path) for path in labels for name in (stem_of, _bare)})
+    exact = _one_each([path for path in labels if not by_folder and stem_of(path) in by_case], stem_of)
+    taken = set(exact.values())
+    left = _one_each([path for path in labels if path not in taken or _bare(path) == stem_of(path)], name_of) | exact
     cases = []
-    for case, files in _by_case(images, name_of).items():
-        label = left.get(case)
-        if label is not None:
-            used.add(label)
-        cases.append(Case(case.replace("/", "_"), files[0], label, _size(sizes, files[0]), channels=tuple(files[1:])))
+    for case, files in by_case.items():
+        size = _size(sizes, files[0])
+        cases.append(Case(case.replace("/", "_"), files[0], left.get(case), size, channels=tuple(files[1:])))
     cases += [Case(stem_of(path), path, None, _size(sizes, path)) for path in unlabelled]
+    used = {case.label for case in cases}
     notes = [f"{path}: this label has no image" for path in labels if path not in used]
     return Dataset(layout, root, tuple(cases), notes=tuple(notes))
 
@@ -137,10 +142,47 @@ def _case(entry: Any, source: Path, role: str) -> Case:
     return Case(stem_of(files[0]), files[0], files[1] if label else None, ())
 
 
-def _by_case(files: Iterable[Path], name_of: Any = stem_of) -> Mapping[str, list[Path]]:
-    """Case -> its channel files in order. `_0000` counts as a channel only where all files have one."""
+def _bare(label: Path) -> str:
+    """Name of a label file without an ending such as `_seg`."""
+    return re.sub(_LABEL_ENDINGS, "", stem_of(label), flags=re.IGNORECASE)
+
+
+def _one_each(labels: Iterable[Path], name_of: Callable[[Path], str]) -> dict[str, Path]:
+    """Case -> its label file.
+
+    Raises:
+        DataError: two files are labels of one case.
+    """
+    found: dict[str, Path] = {}
+    for path in labels:
+        case = name_of(path)
+        if case in found:
+            raise DataError(
+                f"{path}: this is a second label of case {case!r}, beside {found[case].name}; expected one, or pairs "
+                "named in a table cases.csv"
+            )
+        found[case] = path
+    return found
+
+
+def _numbered(files: Iterable[Path], labels: Container[str]) -> bool:
+    """Whether `_0000`, `_0001`, ... at the end of all names are channels, and not the number of a case.
+
+    Labels tell by having such a number or not; without one that fits, channels count from 0000 in every case.
+    """
+    names = {stem_of(path) for path in files}
+    cases = {_CHANNEL.sub("", name) for name in names}
+    if not all(map(_CHANNEL.search, names)) or any(name in labels for name in names):
+        return False
+    return any(case in labels for case in cases) or {f"{case}_0000" for case in cases} <= names
+
+
+def _by_case(
+    files: Iterable[Path], name_of: Callable[[Path], str] = stem_of, *, labels: Container[str] = ()
+) -> Mapping[str, list[Path]]:
+    """Case -> its channel files in order; `labels` are the names that labels have."""
     files = list(files)
-    numbered = all(_CHANNEL.search(stem_of(path)) for path in files)
+    numbered = _numbered(files, labels)
     found: dict[str, list[Path]] = {}
     for path in sorted(files):
         case = _CHANNEL.sub("", name_of(path)) if numbered else name_of(path)
@@ -155,10 +197,15 @@ def _scans(root: Path, folders: Sequence[str]) -> list[Path]:
 
 
 def _files(folder: Path) -> list[Path]:
+    """Images and labels below a folder, links that lead nowhere too; not what a run folder in it holds."""
+    paths = sorted(folder.rglob("*"))
+    runs = {path.parent for path in paths if path.name == "options.json"} - {folder}
     found = []
-    for path in sorted(folder.rglob("*")):
+    for path in paths:
         suffix = suffix_of(path)
-        if suffix and not path.name.startswith(".") and path.is_file():
+        if suffix and not path.name.startswith(".") and (path.is_file() or path.is_symlink()):
+            if runs.intersection(path.parents):
+                continue
             if suffix == ".img" and path.with_suffix(".hdr").exists():
                 continue  # the pair is named by its header
             found.append(path)
@@ -183,6 +230,11 @@ def _info(root: Path) -> dict[str, Any] | None:
     for name in ("labels", "channel_names", "modality"):
         if not isinstance(info.get(name) or {}, dict):
             raise DataError(f"{path}: {name!r} is a {type(info[name]).__name__}; expected an object")
+    if "ignore" in {str(word).lower() for pair in (info.get("labels") or {}).items() for word in pair}:
+        raise DataError(
+            f"{path}: a label is named 'ignore'; expected classes only: voxels that nobody annotated have the value -1 "
+            "in the label files"
+        )
     return info
 
 

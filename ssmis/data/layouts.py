@@ -80,8 +80,11 @@ def find_dataset(root: Path | str) -> Dataset:
         DataError: there is no such folder, no layout fits, or the one that fits is not what it says.
     """
     from ssmis.data import layout_tables, layout_volumes
+    from ssmis.data.scans import suffix_of
 
     root = Path(root).expanduser()
+    if root.is_file() and suffix_of(root):
+        raise DataError(f"{root}: this is one image; expected a folder of them, or a table")
     if root.is_file():
         return layout_tables.table(root)
     if not root.is_dir():

@@ -123,7 +123,8 @@ class Plan:
             float32 `(C, *training_size)`; the input stays as it is.
 
         Raises:
-            DataError: another number of axes or channels, or voxels that are NaN or infinite.
+            DataError: another number of axes or channels, voxels that are NaN or infinite, or a size on the training
+                grid that no scan has.
         """
         if image.ndim != self.dims + 1 or len(spacing_mm) != self.dims:
             raise DataError(
@@ -143,7 +144,9 @@ class Plan:
             channel.apply(own)
         if len(values) != count:
             values = values.expand(count, *values.shape[1:])
-        return resample_maps(values, self.training_size(values.shape[1:], spacing_mm))
+        size = self.training_size(values.shape[1:], spacing_mm)
+        check_size(size, f"{name} of voxels of {tuple(spacing_mm)} mm, on a grid of {self.spacing_mm}")
+        return resample_maps(values, size)
 
     @property
     def channel_names(self) -> tuple[str, ...]:

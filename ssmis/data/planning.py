@@ -54,7 +54,7 @@ def make_plan(
                 f"{own.case.image}: {len(own.shape)} axes and {own.channels} channels; expected {dims} and {count}"
             )
     values = {0} | set(label_names or {}) | {value for own in facts for value in own.volumes or {} if value >= 0}
-    if not any(own.volumes for own in facts) or len(values) < 2:
+    if not any(value > 0 for own in facts for value in own.volumes or {}):
         raise DataError("no training label has a foreground; expected at least one labelled case with a structure")
     if len(values) > MOST_CLASSES:
         raise DataError(f"the labels have {len(values)} different values; expected at most {MOST_CLASSES} classes")

@@ -219,7 +219,7 @@ def write_map(path: Path | str, array: NDArray[Any], grid: Grid) -> Path:
 def _existing(path: Path | str) -> Path:
     path = Path(path)
     if not path.is_file():
-        raise DataError(f"{path}: there is no such file")
+        raise DataError(f"{path}: there is no such file" + " behind this link" * path.is_symlink())
     if not suffix_of(path):
         known = ", ".join((*VOLUMES, *PICTURES))
         raise DataError(f"{path}: files of this kind are not read; expected one of {known}")

@@ -16,6 +16,8 @@ from ssmis.data.scans import case_labels, case_scan
 
 NEAR = 0.998  # correlation of coarse pictures from which on two images are near duplicates
 MOST_CLASSES = 255
+OTHER_UNIT = 10.0  # times the usual length of a voxel
+_SMOOTH = 20  # values of a picture's label from which on it may have soft edges
 _SAMPLE = 200_000  # voxels a case that statistics look at
 _FOREGROUND = 20_000
 
@@ -101,6 +103,9 @@ def _look(case: Case, dataset: Dataset) -> tuple[CaseFacts, list[Issue]]:
     scan = case_scan(case)
     image, grid = scan.image, scan.grid
     shape, spacing = grid.canonical_shape, grid.canonical_spacing_mm
+    if image.dtype.kind == "f":
+        with np.errstate(over="ignore"):  # what float32 cannot hold is infinite for the nets
+            image = image.astype(np.float32, copy=False)
     flat = image.reshape(len(image), -1)
     if image.dtype.kind == "f":
         bad = int(image.size - np.isfinite(image).sum())
@@ -127,17 +132,19 @@ def _look(case: Case, dataset: Dataset) -> tuple[CaseFacts, list[Issue]]:
             volumes = dict(zip(values.tolist(), counts.tolist()))
             inside = np.flatnonzero(labels.ravel() > 0)
             foreground = flat[:, inside[:: max(1, len(inside) // _FOREGROUND)]].astype(np.float32)
-            issues += _label_issues(_within(case.label, dataset), volumes, dataset.label_names)
+            where = _within(case.label, dataset)
+            issues += _label_issues(where, volumes, dataset.label_names, picture=len(shape) == 2)
     return CaseFacts(
-        case, shape, spacing, grid.orientation, len(image), str(image.dtype), tuple(low), tuple(high),
+        case, shape, spacing, grid.orientation, len(image), str(scan.image.dtype), tuple(low), tuple(high),
         tuple(sample.mean(1).tolist()), tuple(sample.std(1).tolist()),
         tuple((sample == sample.min(1, keepdims=True)).mean(1).tolist()),
         foreground, volumes, array_digest(image.astype(np.float32)), coarse_picture(np.nan_to_num(image[0])),
     ), issues  # fmt: skip
 
 
-def _label_issues(name: str, volumes: Mapping[int, int], declared: Mapping[int, str]) -> list[Issue]:
+def _label_issues(name: str, volumes: Mapping[int, int], declared: Mapping[int, str], *, picture: bool) -> list[Issue]:
     issues = []
+    two = sum(sorted(volumes.values())[-2:]) / sum(volumes.values())
     unknown = [value for value in volumes if value not in declared and value > 0]
     if declared and unknown:
         told = f"the label has values {unknown[:8]}, which dataset.json does not declare ({sorted(declared)})"
@@ -145,6 +152,9 @@ def _label_issues(name: str, volumes: Mapping[int, int], declared: Mapping[int, 
     elif len(volumes) > MOST_CLASSES or (name.lower().endswith((".jpg", ".jpeg")) and len(volumes) > 2):
         told = f"the label has {len(volumes)} different values; it is an image, or was saved as JPEG"
         issues.append(Issue("label values", name, told))
+    elif picture and not declared and len(volumes) > _SMOOTH and two > 0.9:
+        told = f"the label has {len(volumes)} different values, and two of them cover {two:.0%} of it"
+        issues.append(Issue("label values", name, f"{told}; it was smoothed or saved as JPEG: expected one a class"))
     if not any(value > 0 for value in volumes):
         issues.append(Issue("empty label", name, "the label has no foreground", serious=False))
     return issues
@@ -167,6 +177,17 @@ def _across(facts: Sequence[CaseFacts], dataset: Dataset) -> list[Issue]:
             more = f" and {len(counter) - 4} more" if len(counter) > 4 else ""
             what = "turned to RAS" if name == "orientation" else "resampled to one"
             issues.append(Issue(f"mixed {name}", root, f"mixed {name}: {told}{more}; {what} on reading", serious=False))
+    lengths = [float(np.prod(own.spacing_mm)) ** (1 / len(own.spacing_mm)) for own in facts]
+    for own, length in zip(facts, lengths):
+        if not 1 / OTHER_UNIT < length / float(np.median(lengths)) < OTHER_UNIT:
+            mm = " x ".join(f"{value:.3g}" for value in own.spacing_mm)
+            told = f"voxels of {mm} mm; in most cases they are about {np.median(lengths):.3g} mm long: another unit?"
+            issues.append(Issue("spacing", _within(own.case.image, dataset), told))
+    pictures = [own for own in facts if own.orientation == "picture"]
+    bare = [own for own in pictures if not own.case.spacing_mm]
+    for own in bare if len(bare) < len(pictures) else ():
+        told = "the size of its pixels is not known; other pictures have one, in pixel_size.csv or the table"
+        issues.append(Issue("spacing", _within(own.case.image, dataset), told))
     scales = [max(abs(own.low[0]), abs(own.high[0])) for own in facts]
     if scales and max(scales) > 100 * max(np.median(scales), 1e-12):
         worst = facts[int(np.argmax(scales))].case.image.name

@@ -40,6 +40,9 @@ def test_msd(tmp_path):
     assert found.roles == {"c": "test"}
     assert (found.label_names, found.channel_names) == ({0: "background", 1: "organ"}, ("MRI",))
     assert {case.id for case in make_split(found, test=0).unlabelled} == {"d"}
+    assert found.notes == ()
+    nifti(tmp_path / "imagesTr" / "e.nii.gz", IMAGE)
+    assert find_dataset(tmp_path).notes == ("1 images of imagesTr are not listed in dataset.json, such as e.nii.gz",)
 
 
 def test_nnunet_with_two_channels(tmp_path):
@@ -78,6 +81,61 @@ def test_labels_beside_images(tmp_path):
     found = find_dataset(tmp_path)
     assert found.layout == "labels beside images"
     assert pairs(found) == {"p1_t1": True, "p2_t1": False}
+
+
+@pytest.mark.parametrize("ending", ["", "_seg"])
+def test_a_number_of_four_digits_is_the_case_where_labels_have_it(tmp_path, ending):
+    for index in range(3):  # names as cameras give them
+        picture(tmp_path / "images" / f"img_{index:04d}.png", np.full((6, 8), index, np.uint8))
+    picture(tmp_path / "labels" / f"img_0001{ending}.png", np.eye(6, 8, dtype=np.uint8))
+    assert pairs(find_dataset(tmp_path)) == {"img_0000": False, "img_0001": True, "img_0002": False}
+
+
+def test_a_number_of_four_digits_is_the_channel_where_labels_lack_it(tmp_path):
+    for name in ("a_0000", "a_0001", "b_0000", "b_0001"):
+        nifti(tmp_path / "images" / f"{name}.nii.gz", IMAGE)
+    nifti(tmp_path / "labels" / "a.nii.gz", LABEL)
+    found = find_dataset(tmp_path)
+    assert pairs(found) == {"a": True, "b": False}
+    assert all(len(case.channels) == 1 for case in found.cases)
+    for index in (1, 2):
+        nifti(tmp_path / "raw" / "imagesTr" / f"case_{index:04d}.nii.gz", IMAGE)
+    assert pairs(find_dataset(tmp_path / "raw")) == {"case_0001": False, "case_0002": False}
+    nifti(tmp_path / "raw" / "labelsTr" / "case_0001.nii.gz", LABEL)
+    assert pairs(find_dataset(tmp_path / "raw")) == {"case_0001": True, "case_0002": False}
+
+
+def test_an_exact_name_pairs_before_one_with_an_ending(tmp_path):
+    for name in ("a", "a_mask", "b"):
+        nifti(tmp_path / "images" / f"{name}.nii.gz", IMAGE)
+    for name in ("a", "a_mask", "b_seg"):
+        nifti(tmp_path / "labels" / f"{name}.nii.gz", LABEL)
+    found = find_dataset(tmp_path)
+    assert {case.id: case.label.name for case in found.cases} == {
+        "a": "a.nii.gz", "a_mask": "a_mask.nii.gz", "b": "b_seg.nii.gz"
+    }  # fmt: skip
+
+
+def test_a_run_inside_of_the_data_is_no_data(tmp_path):
+    nifti(tmp_path / "a.nii.gz", IMAGE)
+    nifti(tmp_path / "a_seg.nii.gz", LABEL)
+    nifti(tmp_path / "runs" / "first" / "predictions" / "a.nii.gz", LABEL)
+    assert set(pairs(find_dataset(tmp_path))) == {"a", "runs_first_predictions_a"}
+    (tmp_path / "runs" / "first" / "options.json").write_text("{}")
+    assert pairs(find_dataset(tmp_path)) == {"a": True}
+
+
+def test_the_scan_of_most_subjects_is_the_image_of_bids(tmp_path):
+    for subject in ("01", "02"):
+        nifti(tmp_path / f"sub-{subject}/anat/sub-{subject}_T1w.nii.gz", IMAGE)
+        for run in range(3):
+            nifti(tmp_path / f"sub-{subject}/func/sub-{subject}_run-{run}_bold.nii.gz", IMAGE)
+    for name in ("desc-a", "desc-b"):
+        nifti(tmp_path / f"derivatives/sub-01_{name}_dseg.nii.gz", LABEL)
+    found = find_dataset(tmp_path)
+    assert pairs(found) == {"sub-01_T1w": True, "sub-02_T1w": False}
+    assert any("sub-01_desc-b_dseg.nii.gz: this is a further label" in note for note in found.notes)
+    assert "6 images that are no T1w" in found.notes
 
 
 def test_bids(tmp_path):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from data.folders import LPS, RAS, nifti, picture, plain, scan
+from engine.own_runs import small_plan
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -151,3 +152,17 @@ def test_channels_that_do_not_fit_are_named():
         plan.prepare(np.zeros((1, 8, 8)), (1, 1))
     with pytest.raises(DataError, match="3 NaN or infinite voxels of 128"):
         plan.prepare(np.where(np.arange(128).reshape(2, 8, 8) < 3, np.nan, 1.0), (1, 1))
+
+
+def test_an_image_of_wrong_spacing_is_refused_before_memory_is_taken(tmp_path):
+    plan = small_plan()
+    with pytest.raises(
+        DataError, match=r"far.nii of voxels of \(900.0, 900.0, 900.0\) mm, on a grid of .*expected at most"
+    ):
+        plan.prepare(np.ones((1, 8, 8, 8)), (900.0, 900.0, 900.0), name="far.nii")
+    image = scan(0)[0].astype(np.float64)
+    image[0, 0, 0] = 1e300  # infinite in float32
+    nifti(tmp_path / "images" / "a.nii", image)
+    nifti(tmp_path / "labels" / "a.nii", scan(0)[1])
+    _, issues = survey(find_dataset(tmp_path))
+    assert [str(issue) for issue in issues] == ["images/a.nii: the image has 1 NaN or infinite voxels of 1152"]

@@ -66,6 +66,11 @@ def _(root):
     find_dataset(root)
 
 
+@kind("one image in the place of a folder")
+def _(root):
+    find_dataset(nifti(root / "a.nii.gz", IMAGE))
+
+
 @kind("a file of an unknown kind")
 def _(root):
     (root / "a.dcm").write_bytes(b"x")
@@ -205,6 +210,51 @@ def _(root):
     return found(root, "label values")
 
 
+@kind("a picture's label with soft edges")
+def _(root):
+    label = np.zeros((80, 80), np.uint8)
+    label[40:] = 255
+    label[40, :40] = np.arange(60, 100)
+    picture(root / "images/a.png", np.arange(6400, dtype=np.uint16).reshape(80, 80).astype(np.uint8))
+    picture(root / "labels/a.png", label)
+    return found(root, "label values")
+
+
+@kind("two labels of one image")
+def _(root):
+    nifti(one(root) / "labels/a_mask.nii.gz", LABEL)
+    find_dataset(root)
+
+
+@kind("a label named ignore")
+def _(root):
+    nifti(root / "imagesTr/a_0000.nii.gz", IMAGE)
+    (root / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "organ": 1, "ignore": 2}}))
+    find_dataset(root)
+
+
+@kind("voxels in another unit")
+def _(root):
+    for index in range(3):
+        size = np.diag([1e-3, 1e-3, 1e-3, 1.0]) if index == 2 else RAS
+        nifti(one(root) / f"images/{index}.nii.gz", scan(index)[0], size)
+    return found(root, "spacing")
+
+
+@kind("a picture without a pixel size among others")
+def _(root):
+    for index in range(2):
+        picture(root / f"images/{index}.png", np.arange(64, dtype=np.uint8).reshape(8, 8) + index)
+    (root / "pixel_size.csv").write_text("filename,pixel size\n0.png,0.5\n")
+    return found(root, "spacing")
+
+
+@kind("a link that leads nowhere")
+def _(root):
+    (one(root) / "images/b.nii.gz").symlink_to(root / "gone.nii.gz")
+    return found(root, "unreadable")
+
+
 @kind("an empty label (a note)")
 def _(root):
     return found(one(root, label=LABEL * 0), "empty label")
@@ -332,7 +382,7 @@ def _(root):
 
 @kind("labels without any structure")
 def _(root):
-    make_plan(survey(find_dataset(one(root, label=LABEL * 0)))[0])
+    make_plan(survey(find_dataset(one(root, label=LABEL * 0)))[0], label_names={0: "background", 1: "organ"})
 
 
 @kind("training on data with problems")
