@@ -5,7 +5,7 @@ import inspect
 import re
 import shlex
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -53,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return command(words[1:])
     except KeyboardInterrupt:
         return fail("interrupted", status=130)
+    except MemoryError as error:
+        return fail(f"there is not enough memory: {str(error) or 'smaller patches, widths and batches need less'}")
     except (ValueError, OSError, RuntimeError, ImportError, FloatingPointError) as error:
         if isinstance(error, BrokenPipeError) or not str(error):
             raise
@@ -111,7 +113,7 @@ def parse(command: str, kind: type[Any], words: Sequence[str]) -> Any:
     for path in configs:
         check_config(path, [field.name for field in fields(kind)])
     try:
-        found = vars(parser.parse_args(_named(words, positional)))
+        found = vars(parser.parse_args(_named(words, positional, hints)))
     except jsonargparse.ArgumentError as error:
         told = " ".join(str(error).split())
         if wrong := re.search(r'Parser key "(\w+)".* Given value: (.*)$', told):
@@ -171,15 +173,33 @@ def check_config(path: Path | str, known: Collection[str]) -> None:
         raise ValueError(f"{path}: cannot be read as options: {' '.join(str(error).split())}") from error
 
 
-def _named(words: Sequence[str], positional: Sequence[str]) -> list[str]:
-    """Turn the words before the first option into options, so that a file of options may hold them too."""
-    count = next((index for index, word in enumerate(words) if word.startswith("-")), len(words))
-    first, rest = list(words[:count]), list(words[count:])
+def _named(words: Sequence[str], positional: Sequence[str], hints: Mapping[str, Any]) -> list[str]:
+    """Turn words that are no option's into options, so that a file of options may hold them too."""
+    first: list[str] = []
+    rest: list[str] = []
+    left = list(words)
+    while left:
+        word = left.pop(0)
+        if not word.startswith("-"):
+            first.append(word)
+            continue
+        rest.append(word)
+        name = next((long for long, short in SHORT.items() if short == word), word.lstrip("-"))
+        if name in ("h", "help", "print_config") or "=" in word:
+            continue
+        hint = hints.get(name, str)
+        while left and not left[0].startswith("-") and (hint is not bool or left[0].lower() in _TRUTHS):
+            rest.append(left.pop(0))
+            if "list" not in str(hint):
+                break
     named: list[str] = []
     for name in positional:
         own = [first.pop(0) for _ in range(len(first) if POSITIONAL[name] else min(1, len(first)))]
         named += [f"--{name}", *own] if own else []
     return [*first, *rest, *named]
+
+
+_TRUTHS = ("true", "false", "yes", "no", "on", "off", "1", "0")
 
 
 def _inspect(words: Sequence[str]) -> int:
@@ -202,6 +222,8 @@ def _train(words: Sequence[str]) -> int:
         done = train(chosen, say)
     except KeyboardInterrupt:
         again = ["ssmis", "train", "--config", f"{chosen.out}/config.yaml", "--resume"]
+        if not Path(again[3]).is_file():
+            raise  # nothing was begun that could be continued
         return fail(f"interrupted; continue with: {shlex.join(again)}", status=130)
     if not join().main:  # of several processes the first one tells
         return 0
@@ -263,10 +285,11 @@ def _demo(words: Sequence[str]) -> int:
     data = write_demo(folder / "data")
     run, quiet = str(folder / "run"), ["--progress", str(chosen.progress).lower()]
     where = ["--device", chosen.device]
+    again = ["--resume"] if (folder / "run" / "checkpoints" / "last.pt").is_file() else []
     first = sorted((data / "images").iterdir())[-1]
     steps: list[tuple[Callable[[Sequence[str]], int], str, list[str]]] = [
         (_inspect, "inspect", [str(data), *quiet]),
-        (_train, "train", [str(data), "--out", run, "--steps", str(chosen.steps), *where, *quiet]),
+        (_train, "train", [str(data), "--out", run, "--steps", str(chosen.steps), *again, *where, *quiet]),
         (_evaluate, "evaluate", [run, *where, *quiet]),
         (_predict, "predict", [run, str(first), "-o", str(folder / "predictions"), "--overwrite", *where, *quiet]),
     ]

@@ -84,6 +84,7 @@ class EvaluateOptions:
     Attributes:
         run: run folder, or a folder of run folders (seeds): each is scored by itself.
         cases: test, val, or a list file of case ids.
+        dataset: folder or table of the data, where they have moved since the training.
         flips: average over flips of every axis.
         overlap: share of a window that its neighbour covers.
         device: auto, cpu, cuda, ...
@@ -92,6 +93,7 @@ class EvaluateOptions:
 
     run: str
     cases: str = "test"
+    dataset: str | None = None
     flips: bool = False
     overlap: float = 0.5
     device: str = "auto"
@@ -114,7 +116,7 @@ class PredictOptions:
         overlap: share of a window that its neighbour covers.
         batch_size: windows at once.
         memory_gb: that a prediction may take; default: what it takes.
-        spacing_mm: pixel size of pictures, in mm.
+        spacing_mm: pixel size of pictures (voxel size of HDF5), in mm, where no pixel_size.csv says it.
         overwrite: replace results that are there.
         shard: i/n, such as 0/4: only every n-th image from the i-th on, so that n processes share them.
         device: auto, cpu, cuda, ...

@@ -66,6 +66,55 @@ def test_options_come_from_file_and_command_line(tmp_path, capsys):
     assert "recipe: dual_uncertainty" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "line",
+    ["run a.nii b.nii -o out --prob --patience", "-o out --prob run a.nii b.nii", "run -o out a.nii --prob true b.nii",
+     "--prob run --out=out a.nii b.nii", "run a.nii b.nii --prob -o out"],
+)  # fmt: skip
+def test_options_come_before_and_after_the_words(line):
+    if "--patience" in line:
+        with pytest.raises(ValueError, match="unrecognized arguments: --patience"):
+            cli.parse("predict", options.PredictOptions, line.split())
+        return
+    found = cli.parse("predict", options.PredictOptions, line.split())
+    assert (found.run, found.inputs, found.out, found.prob) == ("run", ["a.nii", "b.nii"], "out", True)
+
+
+def test_what_was_not_begun_is_not_to_be_continued(tmp_path, capsys, monkeypatch):
+    def interrupted(*arguments, **named):
+        raise KeyboardInterrupt
+
+    from ssmis.engine import train as module
+
+    assert module is not None
+    monkeypatch.setattr(sys.modules["ssmis.engine.train"], "survey", interrupted)
+    assert cli.main(["train", str(plain(tmp_path / "data")), "--out", str(tmp_path / "run")]) == 130
+    assert capsys.readouterr().err == "ssmis: interrupted\n"
+
+
+def test_too_little_memory_is_one_line(capsys, monkeypatch):
+    def greedy(words):
+        raise MemoryError
+
+    monkeypatch.setitem(cli.COMMANDS, "predict", greedy)
+    assert cli.main(["predict"]) == 1
+    assert capsys.readouterr().err.startswith("ssmis: there is not enough memory: smaller patches, widths and")
+
+
+def test_a_second_demo_goes_on_with_the_first(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("ssmis.engine.demo.write_demo", lambda root: plain(root))
+    for name in ("inspect", "train", "evaluate", "predict"):
+        monkeypatch.setattr(cli, f"_{name}", lambda words, name=name: seen.append([name, *words]) or 0)
+    assert cli.main(["demo", "--out", str(tmp_path)]) == 0
+    assert [words[0] for words in seen] == ["inspect", "train", "evaluate", "predict"]
+    assert "--resume" not in seen[1]
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints" / "last.pt").touch()
+    assert cli.main(["demo", "--out", str(tmp_path)]) == 0
+    assert "--resume" in seen[5]
+
+
 def test_inspect_ends_with_one_where_training_would_break(tmp_path, capsys):
     assert cli.main(["inspect", str(plain(tmp_path / "good")), "--progress", "false"]) == 0
     told = capsys.readouterr().out

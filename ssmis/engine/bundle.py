@@ -94,8 +94,12 @@ def _inference(plan: Plan) -> dict[str, Any]:
             "nearest_interp": False,
         },
         {"_target_": "AsDiscreted", "keys": "pred", "argmax": True},
-        {"_target_": "SaveImaged", "keys": "pred", "output_dir": "@output_dir", "output_dtype": "$numpy.uint8"},
     ]
+    kind = "$numpy.uint8" if max(plan.label_values) < 256 else "$numpy.int32"
+    if plan.label_values != tuple(range(plan.classes)):
+        values = {"orig_labels": list(range(plan.classes)), "target_labels": list(plan.label_values)}
+        after.append({"_target_": "MapLabelValued", "keys": "pred", **values, "dtype": kind})
+    after.append({"_target_": "SaveImaged", "keys": "pred", "output_dir": "@output_dir", "output_dtype": kind})
     return {
         "imports": ["$import glob", "$import numpy", "$import os", "$import torch"],
         "bundle_root": ".",

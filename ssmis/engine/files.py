@@ -51,8 +51,8 @@ def predict_files(
         What was written, an entry an image; none if a shard has no image.
 
     Raises:
-        DataError: no such run, no image among the inputs, a file that cannot be read or does not fit the training, or
-            a result that is there already.
+        DataError: no such run, no image among the inputs, a file that cannot be read or does not fit the training, a
+            result that is there already, or `out` is the folder of an image.
         ValueError: an option that is out of range.
     """
     if isinstance(run, PredictOptions):
@@ -71,6 +71,10 @@ def predict_files(
     if part is not None:
         cases = shard(cases, *part)
     out = Path(chosen.out)
+    folder = out.resolve()
+    for path in (path for case in cases for path in (case.image, *case.channels)):
+        if path.absolute().parent.resolve() == folder or path.resolve().parent == folder:
+            raise DataError(f"{out}: this is the folder of the image {path.name}; choose another one with --out")
     if not chosen.overwrite:
         names = [out / (case.id + suffix) for case in cases for suffix in (".nii.gz", ".png")]
         if there := [path for path in names if path.exists()]:
@@ -113,15 +117,17 @@ def find_inputs(inputs: Sequence[str | Path], plan: Plan, *, spacing_mm: Sequenc
     """Find the images among files and folders: one case each, its channels together.
 
     Raises:
-        DataError: a path that is not there, no image at all, two images of one name, or a case without all channels.
+        DataError: a path that is not there, no image at all, two images of one name, a case without all channels, or
+            a picture whose pixels nobody knows the size of, for a run that was trained with sizes.
     """
     files: list[tuple[Path, tuple[float, ...]]] = []
     for path in map(Path, inputs):
         if path.is_dir():
             sizes = pixel_sizes(path) or pixel_sizes(path.parent)
             found = sorted(p for p in path.iterdir() if (suffix_of(p) or p.suffix in HDF5) and p.name[0] != ".")
+            found = [p for p in found if suffix_of(p) != ".img" or not p.with_suffix(".hdr").exists()]  # one pair
             if not found:
-                raise DataError(f"{path}: there is no image in this folder")
+                raise DataError(f"{path}: there is no image in this folder itself; folders inside are not looked into")
             files += [(file, tuple(spacing_mm) or sizes.get(file.name, ())) for file in found]
         elif path.is_file():
             sizes = pixel_sizes(path.parent) or pixel_sizes(path.parent.parent)
@@ -142,7 +148,14 @@ def find_inputs(inputs: Sequence[str | Path], plan: Plan, *, spacing_mm: Sequenc
         if len(paths) != expected:
             told = f"{expected} channel files" if several else "images of different names"
             raise DataError(f"{paths[0]}: case {name!r} has {len(paths)} files; expected {told}")
-        spacing = own[0][1] if suffix_of(paths[0]) in PICTURES or spacing_mm else ()
+        silent = suffix_of(paths[0]) in PICTURES or paths[0].suffix in HDF5  # files that say no size
+        spacing = own[0][1] if silent or spacing_mm else ()
+        if silent and not spacing and min(plan.spacing_mm) < 1:  # 1 stands for a voxel where training knew no size
+            raise DataError(
+                f"{paths[0]}: the size of its pixels is not known, and the run works on "
+                f"{' x '.join(f'{mm:.3g}' for mm in plan.spacing_mm)} mm; name it with --spacing_mm, or in "
+                "pixel_size.csv beside it"
+            )
         result.append(Case(name, paths[0], None, spacing, channels=tuple(paths[1:])))
     return result
 

@@ -53,7 +53,7 @@ def evaluate_run(
 
 def _evaluate(folder: Path, options: EvaluateOptions, tell: Callable[[str], object]) -> RunScores:
     trained = TrainedRun.read(folder)
-    cases = _cases(trained, options.cases)
+    cases = _cases(trained, options.cases, options.dataset)
     predictor = Predictor.load(folder, flips=options.flips, device=options.device, overlap=options.overlap)
     plan = trained.plan
     bar = progress_of(options.progress, "evaluate")
@@ -100,8 +100,14 @@ class _Raw:
         return Prediction(found.probs[..., None], found.uncertainty[..., None])
 
 
-def _cases(trained: TrainedRun, which: str) -> list[Case]:
-    dataset = find_dataset(trained.options.data)
+def _cases(trained: TrainedRun, which: str, moved: str | None) -> list[Case]:
+    data = moved or trained.options.data
+    if not Path(data).exists():
+        raise DataError(
+            f"{trained.folder} was trained on {data}, and there is no such folder or table; add --dataset with where "
+            "the data are now"
+        )
+    dataset = find_dataset(data)
     split = read_split(dataset, trained.folder / "split")
     if which in ("test", "val"):
         cases = list(getattr(split, which))

@@ -3,6 +3,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import Any
 
 import torch
 
+from ssmis._checks import check_choice
 from ssmis._optional import require
 from ssmis.data import Augment, Cache, Case, DataError, Plan, Split, find_dataset, make_plan, survey
 from ssmis.data.layouts import Dataset
+from ssmis.data.plan import INTENSITIES
 from ssmis.data.splits import make_split, read_split, write_split
 from ssmis.data.texts import read_json
 from ssmis.engine.config import FitConfig
@@ -20,7 +23,7 @@ from ssmis.engine.distributed import World, join, together
 from ssmis.engine.fit import FitResult, fit
 from ssmis.engine.lock import locked
 from ssmis.engine.protocol import Protocol
-from ssmis.engine.runtime import pick_device
+from ssmis.engine.runtime import pick_device, pick_precision
 from ssmis.engine.trained import DROPOUT, build_recipe, preset_of
 from ssmis.options import TrainOptions, checked
 
@@ -125,8 +128,22 @@ def _check_options(chosen: TrainOptions, stored: Path) -> None:
 
 
 def resolved(options: TrainOptions) -> TrainOptions:
-    """Fill in what depends on the machine and the name of the data."""
+    """Fill in what depends on the machine and the name of the data.
+
+    Raises:
+        ValueError: a number that no training can have, an unknown intensity or precision, or a device that is not here.
+    """
+    for name in ("steps", "batch", "width", "memory_gb", "learning_rate", "spacing_mm", "patch"):
+        value = getattr(options, name)
+        for number in () if value is None else value if isinstance(value, list) else [value]:
+            if not 0 < number < math.inf:
+                raise ValueError(f"{name} is {value}; expected more than 0")
+    if options.seed < 0:
+        raise ValueError(f"seed is {options.seed}; expected 0 or more")
+    if options.intensity is not None:
+        check_choice(options.intensity, INTENSITIES, name="intensity")
     device = pick_device(options.device)
+    pick_precision(options.precision, device)
     steps, memory = options.steps, options.memory_gb
     if steps is None:
         steps = 6000 if device.type == "cuda" else 600

@@ -108,6 +108,8 @@ def build_nets(names: Sequence[str] | None, plan: Plan, *, single: bool = False)
         if plan.dims not in entry.example.dims:
             raise ValueError(f"net {kind!r} works in {entry.example.dims} dimensions; the data have {plan.dims}")
         accepted = inspect.signature(entry.factory).parameters
+        if encoder and "encoder" not in accepted:
+            raise ValueError(f"net {name!r} names an encoder; {kind!r} has none to choose")
         arguments = {key: value for key, value in shape.items() if key in accepted}
         key = kind if kind not in nets else f"{kind}_{len(nets) + 1}"
         nets[key] = NETS.create(kind, **arguments, **({"encoder": encoder} if encoder else {}))

@@ -11,7 +11,7 @@ import numpy as np
 from ssmis.data import Case, DataError, Plan, find_dataset
 from ssmis.data.scans import case_scan, read_labels
 from ssmis.data.texts import read_json
-from ssmis.metrics import compare_runs, summarise
+from ssmis.metrics import paired_difference, summarise
 from ssmis.options import ReportOptions
 from ssmis.report.html import write_report
 from ssmis.report.runs import CaseView, ReportRun, pick_cases
@@ -24,7 +24,8 @@ def report_runs(
     """Compare evaluated runs in one HTML file; `ssmis report` is this function.
 
     Runs whose names differ only in `_seedN` are one method: the table has the mean of their means and its standard
-    deviation over seeds. The worst, median and best case of the last run are shown, with the predictions of every run.
+    deviation over seeds, and a paired test compares the last method with the first (`compared`). The worst, median and
+    best case of the last run are shown, with the predictions of every run.
 
     Args:
         runs: run folders that `ssmis evaluate` scored, or folders of them, the baseline first; or all options.
@@ -46,12 +47,8 @@ def report_runs(
     ]
     for line in seeds_table(named).splitlines():
         tell(line)
-    if len(named) > 1 and {s.case for s in named[0].scores} == {s.case for s in named[-1].scores}:
-        pair = compare_runs(named[-1].scores, named[0].scores, metric="dice")
-        tell(
-            f"{named[-1].name} minus {named[0].name}: Dice {100 * pair.mean:+.2f} points, 95 % interval "
-            f"{100 * pair.low:+.2f} to {100 * pair.high:+.2f}, p = {pair.p_value:.3g} (sign flips, {pair.n} cases)"
-        )
+    if told := compared(named):
+        tell(told)
     write_report(chosen.out, named, title=chosen.title, subtitle=_subtitle(named), views=_views(named))
     return Path(chosen.out)
 
@@ -62,11 +59,8 @@ def seeds_table(runs: Sequence[ReportRun]) -> str:
     Raises:
         DataError: a run without scores.
     """
-    methods: dict[str, list[ReportRun]] = {}
-    for run in runs:
-        methods.setdefault(re.sub(r"_?seed_?\d+", "", run.name) or run.name, []).append(run)
     rows = []
-    for method, own in methods.items():
+    for method, own in _methods(runs).items():
         cells: list[Any] = [method, len(own)]
         for metric, factor in (("dice", 100), ("hd95", 1)):
             means = [factor * summarise(run.scores, metric=metric, resamples=1).mean for run in own]
@@ -74,6 +68,43 @@ def seeds_table(runs: Sequence[ReportRun]) -> str:
             cells += [f"{np.mean(means):.2f}", spread]
         rows.append(cells)
     return format_table(["method", "seeds", "Dice %", "sd", "HD95 mm", "sd"], rows)
+
+
+def compared(runs: Sequence[ReportRun]) -> str:
+    """The last method against the first, paired by case; empty if there is one method, or no case that both scored.
+
+    The Dice of a case is its mean over the seeds that scored it, so that a case counts once however many seeds there
+    are; seeds may hold different cases out.
+    """
+    methods = _methods(runs)
+    (first, base), (last, own) = next(iter(methods.items())), next(reversed(methods.items()))
+    theirs, ours = (_mean_dice(group) for group in (base, own))
+    cases = [case for case in ours if case in theirs]
+    if len(methods) < 2 or not cases:
+        return ""
+    pair = paired_difference([ours[case] for case in cases], [theirs[case] for case in cases])
+    seeds = f", means over {len(own)} and {len(base)} runs" if max(len(own), len(base)) > 1 else ""
+    return (
+        f"{last} minus {first}: Dice {100 * pair.mean:+.2f} points, 95 % interval {100 * pair.low:+.2f} to "
+        f"{100 * pair.high:+.2f}, p = {pair.p_value:.3g} (sign flips, {pair.n} cases{seeds})"
+    )
+
+
+def _methods(runs: Sequence[ReportRun]) -> dict[str, list[ReportRun]]:
+    """Name without `_seedN` -> its runs."""
+    methods: dict[str, list[ReportRun]] = {}
+    for run in runs:
+        methods.setdefault(re.sub(r"_?seed_?\d+", "", run.name) or run.name, []).append(run)
+    return methods
+
+
+def _mean_dice(runs: Sequence[ReportRun]) -> dict[str, float]:
+    values: dict[str, list[float]] = {}
+    for run in runs:
+        for score in run.scores:
+            if score.status != "na":
+                values.setdefault(score.case, []).append(score.dice)
+    return {case: float(np.mean(own)) for case, own in values.items()}
 
 
 def _folders(runs: Sequence[str]) -> list[Path]:

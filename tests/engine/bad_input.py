@@ -385,6 +385,11 @@ def _(root):
     make_plan(survey(find_dataset(one(root, label=LABEL * 0)))[0], label_names={0: "background", 1: "organ"})
 
 
+@kind("a number that no training can have")
+def _(root):
+    train(one(root / "data"), out=str(root / "run"), steps=0, progress=False)
+
+
 @kind("training on data with problems")
 def _(root):
     train(one(root / "data", image=np.zeros_like(IMAGE)), out=str(root / "run"), progress=False)
@@ -439,6 +444,12 @@ def _(root):
     predict_files(write_run(root / "run", small_plan()), [root / "a.png"], out=str(root / "out"), progress=False)
 
 
+@kind("a picture of unknown pixel size")
+def _(root):
+    picture(root / "a.png", np.arange(64, dtype=np.uint8).reshape(8, 8))
+    predict_files(write_run(root / "run", small_plan(2, spacing=0.25)), [root / "a.png"], progress=False)
+
+
 @kind("another number of channels than in training")
 def _(root):
     nifti(root / "a.nii.gz", np.stack([IMAGE] * 2, -1))
@@ -462,6 +473,17 @@ def _(root):
 @kind("no memory for a prediction")
 def _(root):
     predict_files(write_run(root / "run", small_plan()), [root], memory_gb=0.0, progress=False)
+
+
+@kind("results into the folder of the images")
+def _(root):
+    run, source = write_run(root / "run", small_plan()), nifti(root / "images/a.nii.gz", IMAGE)
+    predict_files(run, [source], out=str(root / "images"), overwrite=True, progress=False)
+
+
+@kind("an evaluation of data that have moved")
+def _(root):
+    evaluate_run(write_run(root / "run", small_plan(), data=root / "scans"), progress=False)
 
 
 @kind("an evaluation without held-out cases")

@@ -4,6 +4,7 @@
 import json
 import subprocess
 import sys
+from math import nan
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +16,19 @@ from engine.own_runs import by_threshold, small_plan, write_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssmis.data import Case, DataError, resample_maps
+from ssmis.data import Case, DataError, find_dataset, resample_maps
 from ssmis.data.scans import read_scan
+from ssmis.data.splits import make_split, write_split
 from ssmis.engine import Predictor, sliding
 from ssmis.engine.export import export_run, load_exported
-from ssmis.engine.files import predict_case, predict_files
+from ssmis.engine.files import find_inputs, predict_case, predict_files
 from ssmis.engine.scoring import evaluate_run
 from ssmis.engine.sliding import brought_back
 from ssmis.engine.train import train
 from ssmis.engine.trained import TrainedRun
-from ssmis.metrics import read_cases_csv
-from ssmis.report.folders import report_runs, seeds_table
+from ssmis.metrics import CaseScore, read_cases_csv
+from ssmis.metrics.cases import cases_csv
+from ssmis.report.folders import compared, report_runs, seeds_table
 from ssmis.report.runs import ReportRun
 
 nib = pytest.importorskip("nibabel")
@@ -311,6 +314,68 @@ def test_monai_accepts_the_bundle(run, tmp_path):
     prepared = parser.get_parsed_content("preprocessing")({"image": str(folder / "data" / "a.nii.gz")})
     ours = TrainedRun.read(run).plan.prepare(image[None], (1, 1, 1))
     assert abs(float(prepared["image"].mean()) - float(ours.mean())) < 0.2
+    named = parser.get_parsed_content("postprocessing").transforms[-2]  # classes become the values of the labels
+    assert named({"pred": torch.tensor([[[0, 1], [1, 0]]])})["pred"].tolist() == [[[0, 3], [3, 0]]]
+
+
+def test_results_never_take_the_place_of_images(run, tmp_path, monkeypatch):
+    source = nifti(tmp_path / "images" / "a.nii.gz", scan(0)[0])
+    before = source.read_bytes()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "images")
+    for out in ("images", "link", str(tmp_path / "images")):
+        with pytest.raises(DataError, match=r"this is the folder of the image a\.nii\.gz"):
+            predict_files(run, [source], out=out, overwrite=True, progress=False)
+    assert source.read_bytes() == before
+    assert [path.name for path in (tmp_path / "images").iterdir()] == ["a.nii.gz"]
+
+
+def test_a_pair_of_header_and_voxels_is_one_image(tmp_path):
+    nib.save(nib.Nifti1Pair(scan(0)[0], np.eye(4)), tmp_path / "a.hdr")
+    assert [case.image.name for case in find_inputs([tmp_path], small_plan())] == ["a.hdr"]
+
+
+def test_a_run_is_evaluated_where_its_data_are_now(tmp_path):
+    data = plain(tmp_path / "data", labelled=2, unlabelled=0)
+    run = write_run(tmp_path / "run", small_plan(), data=data)
+    write_split(make_split(find_dataset(data), test=1), run / "split")
+    (run / "protocol.json").write_text("{}")
+    (tmp_path / "data").rename(tmp_path / "archive")
+    with pytest.raises(DataError, match="and there is no such folder or table; add --dataset"):
+        evaluate_run(run, progress=False)
+    (scores,) = evaluate_run(run, dataset=str(tmp_path / "archive"), progress=False)
+    assert len(scores.results) == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [({"steps": 0}, "steps is 0; expected more than 0"), ({"learning_rate": nan}, "learning_rate is nan"),
+     ({"patch": [8, 0, 8]}, "patch is"), ({"spacing_mm": [1.0, nan, 1.0]}, "spacing_mm is"),
+     ({"memory_gb": -1.0}, "memory_gb is"), ({"batch": 0}, "batch is 0"), ({"width": -4}, "width is"),
+     ({"seed": -1}, "seed is -1"), ({"intensity": "zcore"}, "intensity is 'zcore'"),
+     ({"precision": "half"}, "precision is 'half'"), ({"device": "gpu"}, "device is 'gpu'"),
+     ({"nets": ["unet:resnet18"]}, "'unet' has none to choose")],
+)  # fmt: skip
+def test_options_no_training_can_have_are_refused_before_anything_is_written(option, told, tmp_path):
+    data = plain(tmp_path / "data")
+    with pytest.raises(ValueError, match=told):
+        train(data, out=str(tmp_path / "run"), **{"recipe": "supervised", "progress": False, **option})
+    assert not (tmp_path / "run").exists()
+
+
+def test_methods_are_compared_by_the_means_of_their_seeds(tmp_path):
+    dice = {"base_seed0": (0.5, 0.7), "base_seed1": (0.7, 0.5), "new_seed0": (0.8, 0.8), "new_seed1": (0.6, nan)}
+    for name, values in dice.items():
+        rows = [
+            CaseScore(case, 1, "na" if value != value else "ok", 1, 1, value, *[value] * 7, unit="mm")
+            for case, value in zip("ab", values)
+        ]
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "cases.csv").write_text(cases_csv(rows))
+    runs = [ReportRun(name, tmp_path / name) for name in dice]
+    assert compared(runs).startswith("new minus base: Dice +15.00 points, 95 % interval +10.00 to +20.00")
+    assert "2 cases, means over 2 and 2 runs" in compared(runs)
+    assert compared(runs[:2]) == ""
 
 
 def test_an_unknown_format_is_named(run):
