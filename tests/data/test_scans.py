@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from data.affines import affines, shapes
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssmis.data import DataError
@@ -76,6 +76,50 @@ def test_the_volumes_of_the_nibabel_wheel_keep_their_geometry(name, tmp_path):
     assert nib.load(probs).shape == (*scan.grid.shape, 2)
     np.testing.assert_array_equal(read_scan(probs).image, maps)
     assert_same_geometry(source, probs)
+
+
+def assert_comes_back(folder, values, labels, affine, codes):
+    """An image and its label map on a grid: read, turned, written and read again, to the last bit."""
+    source = save(folder / "image.nii", values, affine, qform=codes[0], sform=codes[1])
+    truth = save(folder / "truth.nii", labels, affine, qform=codes[0], sform=codes[1])
+    scan = read_scan(source)
+    found = read_labels(truth, scan.grid)
+    assert found.shape == scan.image.shape[1:] == scan.grid.canonical_shape
+    np.testing.assert_array_equal(scan.grid.restore(scan.image[0]), values)
+    written = write_map(folder / "written.nii.gz", found.astype(labels.dtype), scan.grid)
+    np.testing.assert_array_equal(np.asarray(nib.load(written).dataobj), labels)
+    assert_same_geometry(source, written)
+
+
+codes = st.sampled_from([(1, 1), (0, 2), (2, 0), (0, 0), (3, 4)])
+
+
+@given(affines(), st.sampled_from(["anatomical.nii", "reoriented_anat_moved.nii", "resampled_anat_moved.nii"]), codes)
+@settings(max_examples=15)
+def test_volumes_of_the_nibabel_wheel_come_back_from_any_grid(affine, name, codes):
+    values = np.asarray(nib.load(WHEEL / name).dataobj)
+    values = values.reshape(values.shape[:3])
+    labels = np.digitize(values, np.quantile(values, (0.5, 0.9))).astype(np.uint8)
+    assert_comes_back(Path(os.environ["SSMIS_TEST_FOLDER"]), values, labels, affine, codes)
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", ["t1/t1w", "t2/t2", "t2s/t2s"])
+def test_spinal_cord_comes_back_from_any_grid(name, data_root, tmp_path):
+    source = data_root / "spinal_cord" / f"{name}.nii.gz"
+    label = next(iter(sorted(source.parent.glob("*seg-manual*")) or sorted(source.parent.glob("*_seg*"))))
+    labels = np.asarray(nib.load(label).dataobj).astype(np.uint8)
+    low = np.maximum(np.argwhere(labels).min(0) - 3, 0)
+    box = tuple(slice(at, at + 40) for at in low)  # around the cord's end
+    values = np.asarray(nib.load(source).dataobj)[box]
+    assert labels[box].any()
+
+    @given(affines(), codes)
+    @settings(max_examples=10)
+    def check(affine, codes):
+        assert_comes_back(tmp_path, values, labels[box], affine, codes)
+
+    check()
 
 
 @pytest.mark.parametrize("name", ["test.mgz", "tiny.mnc", "nifti1.hdr"])
