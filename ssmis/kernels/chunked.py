@@ -8,8 +8,9 @@ that positives and negatives are two matrices instead of two masks.
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,10 +18,20 @@ from ssmis.kernels import masked
 from ssmis.kernels.keys import Keys, classify, direct, keys_gradient, prepare_keys
 from ssmis.kernels.steps import All, FewNegatives, Negatives, Step
 
-__all__ = ["classify", "contrast", "prepare_keys"]
+__all__ = ["classify", "contrast", "prepare_keys", "unpack"]
 
 _LARGEST_EXPONENT = 30.0  # exp(+-30), its ratios and sums over keys are far from the ends of float32
 _FEW = 16  # keys, with which masks are faster than going class by class
+_PART = 2**14  # voxels
+
+
+class Block(NamedTuple):
+    """Voxels of one volume (and, for "negatives" of many keys, of one class), and where a packed gradient has them."""
+
+    group: int
+    volume: int
+    voxels: slice | Tensor
+    room: slice
 
 
 def contrast(
@@ -35,6 +46,7 @@ def contrast(
     scale: Tensor | None = None,
     with_keys: bool = True,
     storage: torch.dtype | None = None,
+    places: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Loss of each voxel and, if `scale` is given, the gradients of `(scale * loss).sum()`.
 
@@ -49,6 +61,8 @@ def contrast(
         scale: `(B, V)`, zero where not counted.
         with_keys: also compute the gradient by the keys; else it is zero.
         storage: dtype of the gradient `(B, E, V)`; default: as below.
+        places: int32 `(B, V)`, used on a CPU only. If given and some voxels do not count, the gradient is packed, its
+            other columns stay unwritten, and here is written in which of them each voxel's is; see `unpack`.
 
     Returns:
         Losses `(B, V)`, gradient `(B, E, V)` and gradient `(M, E)` in the dtype of the prepared keys.
@@ -62,44 +76,62 @@ def contrast(
     dtype = keys.directions.dtype
     features = features.detach()
     losses = features.new_zeros(classes.shape, dtype=dtype)
-    sizes = [int(own.count_nonzero()) for own in counted]
-    allocate = torch.empty_like if sum(sizes) == counted.numel() else torch.zeros_like
+    whole = bool(counted.all())
+    packing = None if whole else places
+    allocate = torch.empty_like if whole or packing is not None else torch.zeros_like
     grad_features = allocate(features, dtype=storage or dtype) if scale is not None else None
+    if packing is not None and grad_features is not None:
+        grad_features[:, :, -1] = 0  # where no voxel's own is unless all of its volume count
+        packing.fill_(features.shape[2] - 1)
     kind: type[Step] = All
     if denominator == "negatives":
         kind = FewNegatives if len(keys.directions) <= _FEW else Negatives
     narrow = normalize and 1 / temperature <= _LARGEST_EXPONENT
     size = max(kind.chunk // features.shape[1], 64)
     blocks = []
+    filled = [0] * len(classes)
     for group in range(len(keys.counts) if kind is Negatives else 1):
         for volume, own_classes in enumerate(classes):
             chosen = counted[volume] & (own_classes == group) if kind is Negatives else counted[volume]
-            blocks += [(group, volume, voxels) for voxels in _blocks(chosen, size)]
+            for voxels, count in _blocks(chosen, size):
+                blocks.append(Block(group, volume, voxels, slice(filled[volume], filled[volume] + count)))
+                filled[volume] += count
 
-    def work(share: list[tuple[int, int, slice | Tensor]]) -> Tensor:
+    def work(share: list[Block]) -> Tensor:
         grad_directions, step, last = torch.zeros_like(keys.directions), None, None
-        for group, volume, voxels in share:
+        for group, volume, voxels, room in share:
             if step is None or group != last:
                 step, last = kind(keys, group, temperature, narrow, grad_directions if with_keys else None), group
-            own = _take(features[volume], voxels, dtype)  # (E, n)
+            own = _take(features[volume], voxels, dtype, kind.any_layout)  # (E, n)
             own, lengths = direct(own, 0) if normalize else (own, own.new_ones(()))
             weight = None if scale is None else _pick(scale[volume], voxels).to(dtype)
             loss, gradient = step(own, weight, _pick(classes[volume], voxels))
-            if isinstance(voxels, slice):
-                losses[volume, voxels] = loss
-            else:
-                losses[volume].index_copy_(0, voxels, loss)
+            _fill(losses[volume], voxels, loss)
             if grad_features is None or gradient is None:
                 continue
             if normalize:
                 gradient.addcmul_(own, (own * gradient).sum(0), value=-1)
-            _put(grad_features[volume], voxels, gradient, lengths)
+            _put(grad_features[volume], voxels if packing is None else room, gradient, lengths)
+            if packing is not None:
+                _fill(packing[volume], voxels, torch.arange(room.start, room.stop, dtype=packing.dtype))
         return grad_directions
 
     grad_directions = torch.stack(_spread(work, blocks)).sum(0)
     if scale is None:
         return losses, None, None
     return losses, grad_features, keys_gradient(grad_directions, keys, normalize=normalize)
+
+
+def unpack(packed: Tensor, places: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Columns of `packed` `(B, E, V)` at `places` `(B, V)`, times a scalar factor, rounded to `dtype`."""
+    result = torch.empty_like(packed, dtype=dtype)
+    for own, where, out in zip(packed, places, result):
+        for some, room in zip(where.split(_PART), out.split(_PART, 1)):
+            if own.stride(0) == room.stride(0) == 1 and own.dtype == dtype:  # channels-last
+                torch.index_select(own.T, 0, some, out=room.T).mul_(factor)
+            else:
+                torch.mul(_columns(own, some), factor, out=room)
+    return result
 
 
 def _spread(work: Callable[[list[Any]], Tensor], blocks: list[Any]) -> list[Tensor]:
@@ -127,24 +159,43 @@ def _spread(work: Callable[[list[Any]], Tensor], blocks: list[Any]) -> list[Tens
         torch.set_num_threads(before)  # what a thread sets is also the default of threads to come
 
 
-def _blocks(chosen: Tensor, size: int) -> Iterator[slice | Tensor]:
-    """Slices of `size` voxels, or their indices where not all `(V,)` are chosen."""
+def _blocks(chosen: Tensor, size: int) -> Iterator[tuple[slice | Tensor, int]]:
+    """Slices of `size` voxels, or their indices where not all `(V,)` are chosen; and how many they are."""
     if chosen.all():
-        yield from (slice(start, start + size) for start in range(0, len(chosen), size))
-    elif len(found := chosen.nonzero().squeeze(1)):
-        yield from found.split(size)
+        yield from (
+            (slice(start, start + size), min(size, len(chosen) - start)) for start in range(0, len(chosen), size)
+        )
+        return
+    found = torch.from_numpy(np.flatnonzero(chosen.numpy()))  # torch's takes 8 times as long
+    if len(found):
+        yield from ((some, len(some)) for some in found.split(size))
 
 
 def _pick(values: Tensor, voxels: slice | Tensor) -> Tensor:
     return values[voxels] if isinstance(voxels, slice) else values.index_select(0, voxels)
 
 
-def _take(features: Tensor, voxels: slice | Tensor, dtype: torch.dtype) -> Tensor:
-    if features.stride(0) != 1:
-        some = features[:, voxels] if isinstance(voxels, slice) else features.index_select(1, voxels)
+def _fill(values: Tensor, voxels: slice | Tensor, own: Tensor) -> None:
+    if isinstance(voxels, slice):
+        values[voxels] = own
+    else:
+        values.index_copy_(0, voxels, own)
+
+
+def _columns(features: Tensor, voxels: slice | Tensor) -> Tensor:
+    """Columns `(E, n)` in the layout of the features."""
+    if isinstance(voxels, slice):
+        return features[:, voxels]
+    if features.stride(0) == 1:
+        return features.T.index_select(0, voxels).T  # channels-last
+    return features.index_select(1, voxels)
+
+
+def _take(features: Tensor, voxels: slice | Tensor, dtype: torch.dtype, any_layout: bool) -> Tensor:
+    some = _columns(features, voxels)
+    if any_layout or features.stride(0) != 1:
         return some.to(dtype)
-    rows = _pick(features.T, voxels)  # channels-last
-    return rows.new_empty(rows.T.shape, dtype=dtype).copy_(rows.T)
+    return some.new_empty(some.shape, dtype=dtype).copy_(some)
 
 
 def _put(features: Tensor, voxels: slice | Tensor, values: Tensor, divisor: Tensor) -> None:

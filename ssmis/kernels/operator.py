@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Voxel contrast as a torch operator: what autograd and `torch.compile` see of the chunked path.
 
-A scalar loss computes its gradient in the forward pass, while each chunk is in cache, and saves it; backward only
-multiplies. For `reduction="none"` the upstream gradient differs from voxel to voxel, so backward makes the pass.
+A scalar loss computes its gradient in the forward pass, while each chunk is in cache, and saves it (on a CPU only that
+of voxels that count, one after another); backward multiplies it and gives each voxel its own. For `reduction="none"`
+the upstream gradient differs from voxel to voxel, so backward makes the pass.
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssmis.kernels.chunked import classify, contrast, prepare_keys
+from ssmis.kernels.chunked import classify, contrast, prepare_keys, unpack
 from ssmis.kernels.keys import keep
 
 _PART = 2**14  # voxels
@@ -41,9 +42,10 @@ def _contrast(
     denominator: str,
     reduction: str,
     needs: Sequence[bool],
+    places: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     # loss, counted (B, V), gradients of features, keys and weight, empty where not needed; `upstream` (B, V) multiplies
-    # the unreduced loss
+    # the unreduced loss; with `places` the gradient of the features is packed unless every voxel counts
     dtype, storage = accumulation_dtype(features, keys), storage_dtype(features, keys)
     if keys.device.type == "cpu":  # here a look at the values costs nothing: unwritten slots are not multiplied
         live = (key_labels != ignore_index).nonzero().squeeze(1)
@@ -54,6 +56,8 @@ def _contrast(
     if len(live) == 0:
         losses, counted = own_weight.new_zeros(labels.shape), torch.zeros_like(labels, dtype=torch.bool)
         total = own_weight.new_ones(())
+        if places is not None:
+            places.zero_()
     else:
         table = prepare_keys(keys[live], key_labels[live], ignore_index=ignore_index, normalize=normalize, dtype=dtype)
         classes, counted = classify(labels, table, ignore_index=ignore_index, denominator=denominator)
@@ -72,6 +76,7 @@ def _contrast(
             scale=scale if needs[0] or needs[1] else None,
             with_keys=needs[1],
             storage=storage,
+            places=places,
         )
     loss = losses * own_weight
     if reduction != "none":
@@ -102,11 +107,14 @@ def voxel_contrast_op(
     denominator: str,
     reduction: str,
     needs: Sequence[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Loss, counts of valid and skipped voxels, gradients for features `(B, E, V)`, keys and weight.
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Loss, counts of valid and skipped voxels, gradients for features `(B, E, V)`, keys and weight, and places.
 
-    `needs` says which of the three will want a gradient; the others are empty, as all are for reduction "none".
+    `needs` says which of the three will want a gradient; the others are empty, as all are for reduction "none". On a
+    CPU, if some voxels do not count, the gradient of the features is packed, and places are for `unpack`.
     """
+    needs = [need and reduction != "none" for need in needs]
+    places = _places(features, needs)
     with torch.autocast(features.device.type, enabled=False):
         loss, counted, *gradients = _contrast(
             features,
@@ -120,10 +128,48 @@ def voxel_contrast_op(
             normalize=normalize,
             denominator=denominator,
             reduction=reduction,
-            needs=[need and reduction != "none" for need in needs],
+            needs=needs,
+            places=places if len(places) else None,
         )
     valid = counted.count_nonzero()  # all are labelled
-    return loss, valid, (labels != ignore_index).count_nonzero() - valid, gradients[0], gradients[1], gradients[2]
+    skipped = (labels != ignore_index).count_nonzero() - valid
+    return loss, valid, skipped, gradients[0], gradients[1], gradients[2], places
+
+
+def _places(features: Tensor, needs: Sequence[bool]) -> Tensor:
+    packs = needs[0] and features.device.type == "cpu"
+    return features.new_empty((len(features), features.shape[2]) if packs else (0, 0), dtype=torch.int32)
+
+
+@torch.library.custom_op("ssmis::voxel_contrast_unpack", mutates_args=())
+def voxel_contrast_unpack_op(
+    upstream: Tensor, saved: Tensor, places: Tensor, valid: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """Gradient of the features in `dtype`, times a scalar; packed where there are places and not all are valid."""
+    if len(places) and int(valid) < places.numel():
+        return unpack(saved, places, upstream, dtype)
+    return _scaled(saved, upstream, dtype)
+
+
+@voxel_contrast_unpack_op.register_fake
+def _(upstream: Tensor, saved: Tensor, places: Tensor, valid: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.empty_like(saved, dtype=dtype)
+
+
+def _scaled(saved: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:
+    if saved.dtype == dtype:
+        return upstream * saved
+    rounded = torch.empty_like(saved, dtype=dtype)
+    for own, out in zip(saved.split(_PART, 2), rounded.split(_PART, 2)):
+        out.copy_(upstream * own)  # no second copy of all in float32
+    return rounded
+
+
+def _refuse(*_: Any) -> Any:
+    raise RuntimeError("voxel_contrast has no second derivative: its gradient is computed in the forward pass")
+
+
+voxel_contrast_unpack_op.register_autograd(_refuse)
 
 
 @torch.library.custom_op("ssmis::voxel_contrast_backward", mutates_args=())
@@ -184,12 +230,12 @@ def _(
     denominator: str,
     reduction: str,
     needs: Sequence[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     dtype = accumulation_dtype(features, keys)
     loss = features.new_empty(labels.shape if reduction == "none" else (), dtype=dtype)
     valid, skipped = labels.new_empty(()), labels.new_empty(())
     needs = [need and reduction != "none" for need in needs]
-    return loss, valid, skipped, *_empty_gradients(features, keys, weight, needs)
+    return loss, valid, skipped, *_empty_gradients(features, keys, weight, needs), _places(features, needs)
 
 
 @voxel_contrast_backward_op.register_fake
@@ -217,28 +263,22 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     if reduction == "none":
         ctx.save_for_backward(features, labels, keys, key_labels, weight)
     else:
-        ctx.save_for_backward(*output[3:])
-
-
-def _scaled(saved: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:
-    if saved.dtype == dtype or saved.ndim < 3 or torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return upstream * saved
-    rounded = torch.empty_like(saved, dtype=dtype)
-    for own, out in zip(saved.split(_PART, 2), rounded.split(_PART, 2)):
-        out.copy_(upstream * own)  # no second copy of all in float32
-    return rounded
+        ctx.save_for_backward(output[1], *output[3:])
 
 
 def _backward(ctx: Any, upstream: Tensor | None, *others: Tensor | None) -> tuple[Tensor | None, ...]:
     if any(other is not None for other in others):
-        raise RuntimeError("voxel_contrast has no second derivative: its gradient is computed in the forward pass")
+        _refuse()
     rest = (None,) * 6
     if upstream is None:
         return None, None, None, None, None, *rest
     if ctx.reduction == "none":
         gradients = voxel_contrast_backward_op(upstream, *ctx.saved_tensors, *ctx.settings, ctx.needs)
     else:
-        gradients = tuple(_scaled(saved, upstream, ctx.dtypes[0]) for saved in ctx.saved_tensors)
+        valid, first, second, third, places = ctx.saved_tensors
+        if ctx.needs[0]:
+            first = voxel_contrast_unpack_op(upstream, first, places, valid, ctx.dtypes[0])
+        gradients = first, upstream * second, upstream * third
     features, keys, weight = (
         gradient.to(dtype) if need else None for gradient, dtype, need in zip(gradients, ctx.dtypes, ctx.needs)
     )

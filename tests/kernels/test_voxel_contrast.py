@@ -652,6 +652,33 @@ def test_classes_found_as_on_a_device_are_the_same(denominator, seed, classes):
 
 
 @each
+@pytest.mark.parametrize("storage", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("gaps", [[1.0, 0.5], [0.5, 0.0], [0.5, 0.3]])  # volumes of which all count, some, none
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_a_packed_gradient_unpacks_to_the_same(setting, storage, gaps, channels_last):
+    features, labels, bank, key_labels, weight = problem(25, (140,), keys=40)
+    labels = labels.clamp_min(0).where(torch.rand(2, 140) < torch.tensor(gaps)[:, None], -1)
+    if channels_last:
+        features = features.transpose(1, 2).contiguous().transpose(1, 2)
+    live = key_labels >= 0
+    keys, classes, counted = tables(bank[live], key_labels[live], labels, setting)
+    arguments = {"temperature": 0.1, "normalize": True, **setting, "scale": weight * counted, "storage": storage}
+    expected = chunked.contrast(features, classes, counted, keys, **arguments)
+    places = torch.full((2, 140), 10**6, dtype=torch.int32)
+    losses, packed, by_keys = chunked.contrast(features, classes, counted, keys, places=places, **arguments)
+    unused = torch.ones(2, 140, dtype=torch.bool).scatter(1, places.long(), False)
+    packed.masked_fill_(unused[:, None], torch.nan)  # never read
+    ours = chunked.unpack(packed, places, torch.tensor(1.0, dtype=torch.float64), storage)
+    assert torch.equal(losses, expected[0])
+    assert torch.equal(ours, expected[1])
+    assert ours.stride() == features.stride()
+    assert torch.equal(by_keys, expected[2])
+    assert not ours.movedim(1, -1)[~counted].any()
+    halved = chunked.unpack(packed, places, torch.tensor(0.5), torch.float32)
+    assert torch.equal(halved, (0.5 * expected[1]).float())
+
+
+@each
 def test_without_the_gradient_of_the_keys_the_rest_is_the_same(setting):
     features, labels, bank, key_labels, weight = problem(19, (140,))
     live = key_labels >= 0
