@@ -1,22 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Convolutions that compute maps smaller than their kernel in float32 on a CPU.
+"""Convolutions that keep away from what oneDNN, as torch 2.14 ships it, computes wrongly on a CPU.
 
-oneDNN, as torch 2.14 ships it, returns bfloat16 weight gradients of unwritten memory for such maps (3^3 kernels on
-2 x 2 x 2 voxels), which may look plausible; other sizes have ended the process with a corrupted heap. The bottleneck of
-a small patch is such a map. Its share of the work is negligible, so float32 costs nothing.
+Maps smaller than their kernel (3^3 on 2 x 2 x 2 voxels, the bottleneck of a small patch) are computed in float32: their
+bfloat16 weight gradients are unwritten memory, which may look plausible, and other sizes have ended the process with a
+corrupted heap. Their share of the work is negligible, so float32 costs nothing.
+
+Kernels of one voxel with a stride work on the voxels they need, without a stride: on CPUs with AVX2 and no AVX-512 the
+weight gradient of `Conv2d(4, 4, 1, stride=2)` in the layout channels-last writes outside its memory.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 
-class _SmallMapsInFloat32(nn.modules.conv._ConvNd):
+class _Careful(nn.modules.conv._ConvNd):
     """Mixin for convolutions; weights, state and results are those of torch's own layers."""
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # torch's name
         forward: Any = super()._conv_forward
+        if input.device.type == "cpu" and max(self.kernel_size) == 1 < max(self.stride) and not any(self.padding):
+            every: tuple[Any, ...] = (..., *(slice(None, None, step) for step in self.stride))
+            own: Any = nn.functional.conv2d if len(self.stride) == 2 else nn.functional.conv3d
+            return cast(Tensor, own(input[every], weight, bias, groups=self.groups))
         small = any(size < kernel for size, kernel in zip(input.shape[2:], self.kernel_size))
         half = input.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
         if not (small and half and input.device.type == "cpu"):
@@ -26,12 +33,12 @@ class _SmallMapsInFloat32(nn.modules.conv._ConvNd):
         return output.to(weight.dtype)
 
 
-class Conv2d(_SmallMapsInFloat32, nn.Conv2d):
-    """`torch.nn.Conv2d`, with maps smaller than the kernel in float32 on a CPU."""
+class Conv2d(_Careful, nn.Conv2d):
+    """`torch.nn.Conv2d`, kept from what oneDNN computes wrongly."""
 
 
-class Conv3d(_SmallMapsInFloat32, nn.Conv3d):
-    """`torch.nn.Conv3d`, with maps smaller than the kernel in float32 on a CPU."""
+class Conv3d(_Careful, nn.Conv3d):
+    """`torch.nn.Conv3d`, kept from what oneDNN computes wrongly."""
 
 
 def protect_small_maps(module: nn.Module) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""bfloat16 gradients of small maps on a CPU: torch's own are memory that nobody wrote."""
+"""Gradients that torch gets wrong on a CPU: memory that nobody wrote, or a damaged heap."""
 
 import pytest
 import torch
@@ -34,6 +34,26 @@ def test_state_and_results_are_those_of_torch():
     images = torch.randn(1, 3, 6, 6)
     assert torch.equal(ours(images), theirs(images))
     assert ours.bfloat16()(images[..., :2, :2].bfloat16()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(("kind", "memory_format"), [(Conv2d, torch.channels_last), (Conv3d, torch.channels_last_3d)])
+@pytest.mark.parametrize("stride", [2, (2, 1, 3)])
+@pytest.mark.parametrize("channels", [4, 8])
+def test_kernels_of_one_voxel_with_a_stride(kind, memory_format, stride, channels):
+    size = (8, 9, 7)[: 2 if kind is Conv2d else 3]
+    stride = stride if isinstance(stride, int) else stride[: len(size)]
+    torch.manual_seed(0)
+    layer = kind(channels, 4, 1, stride=stride).to(memory_format=memory_format)
+    exact = (nn.Conv2d if kind is Conv2d else nn.Conv3d)(channels, 4, 1, stride=stride).double()
+    exact.load_state_dict(layer.state_dict())
+    for _ in range(20):  # what writes outside its memory ends the process sooner or later
+        images = torch.randn(4, channels, *size).to(memory_format=memory_format).requires_grad_()
+        wide = images.detach().double().requires_grad_()
+        output, expected = layer(images), exact(wide)
+        assert torch.allclose(output.double(), expected, atol=1e-5)
+        found = torch.autograd.grad(output.square().sum(), (images, *layer.parameters()))
+        true = torch.autograd.grad(expected.square().sum(), (wide, *exact.parameters()))
+        assert all(torch.allclose(one.double(), other, atol=1e-3) for one, other in zip(found, true, strict=True))
 
 
 def test_guests_are_protected_in_place():
