@@ -2,6 +2,7 @@
 """A trained run to give away: weights without pickle, ONNX, a MONAI bundle."""
 
 import json
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -119,12 +120,14 @@ def _safetensors(model: Deployed, trained: TrainedRun, out: Path) -> Path:
 
 
 def _examples(trained: TrainedRun) -> tuple[Tensor, Tensor]:
-    """Images of the patch's size, and of another one."""
+    """Images about the patch's size, and larger ones, both of sizes that the pooling divides."""
     plan = trained.plan
+    steps = [math.prod(factors) for factors in zip(*plan.pooling)]
+    size = [step * math.ceil(length / step) for length, step in zip(plan.patch, steps)]
+    larger = [length + 2 * step for length, step in zip(size, steps)]
     generator = torch.Generator().manual_seed(0)
-    first = torch.randn(2, len(plan.channels), *plan.patch, generator=generator)
-    other = [length + 16 if length >= 16 else length + 1 for length in plan.patch]
-    return first, torch.randn(1, len(plan.channels), *other, generator=generator)
+    first = torch.randn(2, len(plan.channels), *size, generator=generator)
+    return first, torch.randn(1, len(plan.channels), *larger, generator=generator)
 
 
 def _onnx(model: Deployed, trained: TrainedRun, out: Path) -> Path:
@@ -145,7 +148,10 @@ def _onnx(model: Deployed, trained: TrainedRun, out: Path) -> Path:
     for images in (first, other):
         with torch.no_grad():
             expected = model(images)
-        (found,) = session.run(None, {"images": images.numpy()})
+        try:
+            (found,) = session.run(None, {"images": images.numpy()})
+        except Exception as error:  # onnxruntime has errors of its own
+            raise ValueError(f"{path}: does not take images {tuple(images.shape)} ({str(error)[:300]})") from error
         away = (
             float((torch.from_numpy(found) - expected).abs().max()) if found.shape == expected.shape else float("inf")
         )

@@ -281,9 +281,11 @@ def test_the_state_of_an_average_is_what_predicts(tmp_path):
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_onnx_computes_what_torch_does(run, tmp_path):
+@pytest.mark.parametrize("patch", [8, 16])
+def test_onnx_computes_what_torch_does(patch, tmp_path):
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason="the extra onnx is not installed")
+    run = write_run(tmp_path / "run", small_plan(patch=patch))
     path = export_run(run, out=str(tmp_path), formats=["onnx"])["onnx"]
     import onnxruntime
 
