@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Few labels and many unlabelled scans, through the functions of `ssmis`; interrupted, the same command continues.
 
-python benchmarks/own_data.py DATA/hippocampus --test 50 --labelled 15 --seeds 0 1 2 --steps 600
-python benchmarks/own_data.py DATA/hc18 --test 36 --labelled 8 --nets timm_unet:resnet18 unet --spacing_mm 0.5 0.5
+python benchmarks/own_data.py DATA/hippocampus --test 50 --labelled 15 --steps 400 --beside 2
+python benchmarks/own_data.py DATA/hc18 --test 36 --labelled 8 --nets timm_unet:resnet18 unet --spacing_mm 1 1
 """
 
 import argparse
+import sys
+from itertools import product
 from pathlib import Path
 
-from ssmis.engine import evaluate_run, train
+from ssmis.data import find_dataset, make_split, write_split
+from ssmis.engine import evaluate_run, run_beside, train
 from ssmis.report import report_runs
 
 
@@ -24,25 +27,32 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--nets", nargs="+")
     parser.add_argument("--spacing_mm", type=float, nargs="+")
+    parser.add_argument("--beside", type=int, default=1, help="runs at the same time, each with one thread")
+    parser.add_argument("--only_run", action="store_true", help="write no report")
     args = parser.parse_args()
     out = args.out or Path("runs") / f"own_{args.data.name}"
     lists = _split(args, out)
-    for recipe in args.recipes:
-        for seed in args.seeds:
-            folder = out / f"{recipe}_seed{seed}"
-            if (folder / "cases.csv").is_file():
-                continue
-            train(args.data, print, out=str(folder), recipe=recipe, seed=seed, steps=args.steps, nets=args.nets,
-                  spacing_mm=args.spacing_mm, labelled=str(lists / "labelled.list"), test=str(lists / "test.list"),
-                  resume=True)  # fmt: skip
-            evaluate_run(folder, print)
-    report_runs([out / f"{recipe}_seed{seed}" for recipe in args.recipes for seed in args.seeds], print,
-                out=str(out / "report.html"), title=args.data.name)  # fmt: skip
+    runs = [(out / f"{recipe}_seed{seed}", recipe, seed) for recipe, seed in product(args.recipes, args.seeds)]
+    todo = [run for run in runs if not (run[0] / "cases.csv").is_file()]
+    if args.beside > 1:
+        one = [sys.executable, __file__, *sys.argv[1:], "--only_run", "--beside", "1"]
+        for start in range(0, len(todo), args.beside):
+            some = todo[start : start + args.beside]
+            commands = [[*one, "--recipes", recipe, "--seeds", str(seed)] for _, recipe, seed in some]
+            if status := run_beside(commands):
+                sys.exit(status)
+        todo = []
+    for folder, recipe, seed in todo:
+        train(args.data, print, out=str(folder), recipe=recipe, seed=seed, steps=args.steps, nets=args.nets,
+              spacing_mm=args.spacing_mm, labelled=str(lists / "labelled.list"), test=str(lists / "test.list"),
+              resume=True, progress=not args.only_run)  # fmt: skip
+        evaluate_run(folder, print, progress=not args.only_run)
+    if not args.only_run:
+        report_runs([run[0] for run in runs], print, out=str(out / "report.html"), title=args.data.name)
 
 
 def _split(args: argparse.Namespace, out: Path) -> Path:
-    from ssmis.data import find_dataset, make_split, write_split
-
+    """One split for all seeds."""
     if not (out / "split" / "test.list").is_file():
         split = make_split(find_dataset(args.data), labelled=args.labelled, test=args.test, seed=args.split_seed)
         write_split(split, out / "split")

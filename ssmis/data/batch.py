@@ -49,6 +49,11 @@ class Batch:
         count = len(self.labelled)
         return output[:count], output[count:]  # type: ignore[index]
 
+    def without_unlabelled(self) -> "Batch":
+        """The labelled volumes alone."""
+        cases = self.cases[: len(self.labelled)]
+        return replace(self, unlabelled=self.unlabelled[:0], strong=(), valid=None, cases=cases)
+
     def part(self, index: int, count: int) -> "Batch":
         """Return one of `count` equal parts, for a process or a micro-step; the only part of one is the batch itself.
 

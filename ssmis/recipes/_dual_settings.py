@@ -15,6 +15,8 @@ class DualUncertaintyConfig:
     """Coefficients of `DualUncertainty`; A is the first net, B the second.
 
     Attributes:
+        unlabelled_from: progress from which unlabelled volumes are learned from; before it they are not looked at, so
+            steps are cheap, and no pseudo-label is made by nets that know nothing. Ramps count from there.
         ce_weight: of the cross-entropy, labelled volumes.
         dice_weight: of the soft Dice loss, labelled volumes.
         disagreement_weight: of the confidence disagreement, labelled volumes.
@@ -51,6 +53,7 @@ class DualUncertaintyConfig:
         reduction: "mean" (a volume, then volumes) or "pooled" over the batch (rank-local under DDP).
     """
 
+    unlabelled_from: float = 0.0
     ce_weight: float = 1.0
     dice_weight: float = 1.0
     disagreement_weight: float = 0.5
@@ -96,9 +99,11 @@ class DualUncertaintyConfig:
         check_choice(self.filter_scope, SCOPES, name="filter_scope")
         check_choice(self.targets, ("hard", "soft"), name="targets")
         check_choice(self.reduction, ("mean", "pooled"), name="reduction")
-        for name in ("mix_side", "keep_fraction", "disagreement_threshold", "teacher_decay", "bank_decay",
-                     "ramp_end", "contrast_ramp_end"):  # fmt: skip
+        for name in ("unlabelled_from", "mix_side", "keep_fraction", "disagreement_threshold", "teacher_decay",
+                     "bank_decay", "ramp_end", "contrast_ramp_end"):  # fmt: skip
             check_range(getattr(self, name), 0.0, 1.0, name=name)
+        if self.unlabelled_from == 1:
+            raise ValueError("unlabelled_from is 1, so that no step learns from unlabelled volumes; expected less")
         check_range(self.temperature, 0.0, sys.float_info.max, name="temperature", open_low=True)
         for name in ("slots", "candidates", "anchors"):
             if (count := getattr(self, name)) is not None and count < 1:

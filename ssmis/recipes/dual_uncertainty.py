@@ -86,14 +86,16 @@ class DualUncertainty(Recipe):
         if len(batch.unlabelled) == 0:
             raise ValueError("the batch has no unlabelled volumes; dual_uncertainty needs some in every batch")
         c = self.config
-        batch, as_mixed = self._mixed(batch)
+        early = progress < c.unlabelled_from
+        since = max(0.0, progress - c.unlabelled_from) / (1 - c.unlabelled_from)
+        batch, as_mixed = (batch.without_unlabelled(), None) if early else self._mixed(batch)
         images = batch.student_images
-        ramp = ramp_to(progress, c.ramp_end)
+        ramp = ramp_to(since, c.ramp_end)
         outputs = {name: self.run_net(name, images) for name in self.students}
         labelled, unlabelled = {}, {}
         for name, output in outputs.items():
             labelled[name], unlabelled[name] = batch.split(output)
-        judged = {name: as_mixed(logits) for name, logits in self._judged(batch, unlabelled).items()}
+        judged = {} if as_mixed is None else {n: as_mixed(z) for n, z in self._judged(batch, unlabelled).items()}
         keep = {
             name: lowest_entropy(logits, c.keep_fraction, scope=c.filter_scope, valid=batch.valid)
             for name, logits in judged.items()
@@ -109,7 +111,6 @@ class DualUncertainty(Recipe):
         terms = Terms()
         for name, peer in ((first, second), (second, first)):
             own_l, peer_l = labelled[name].logits, labelled[peer].logits
-            own_u, peer_u = unlabelled[name].logits, judged[peer]
 
             def add(term: str, value: Tensor, weight: float, name: str = name) -> None:
                 terms.add(f"{term}/{name}", value, weight, reaches=[name])
@@ -124,6 +125,9 @@ class DualUncertainty(Recipe):
                     own_l, peer_l, batch.labels, threshold=c.disagreement_threshold, reduction=c.reduction
                 )
                 add("disagreement", gap, c.disagreement_weight)
+            if early:
+                continue
+            own_u, peer_u = unlabelled[name].logits, judged[peer]
             if c.rectified_weight > 0 and c.rectified_into in ("both", place):
                 own, other = (outputs[name].logits, outputs[peer].logits) if everything else (own_u, peer_u)
                 loss: Any = partial(kl_rectified_ce, detach_weight=c.detach_weight) if c.kl_rectified else pseudo_ce
@@ -142,7 +146,7 @@ class DualUncertainty(Recipe):
                 add("cosine", cosine, c.cosine_weight * ramp)
             if c.contrast_weight > 0:
                 contrast, stats = self._contrast(batch, name, outputs[name], peer_u, keep[peer])
-                weight = c.contrast_weight / 2 * ramp_to(progress, c.contrast_ramp_end)
+                weight = c.contrast_weight / 2 * ramp_to(since, c.contrast_ramp_end)
                 add("contrast", contrast, weight)  # half: the loss is the mean over both nets
                 terms.notes[f"anchors/{name}"], terms.notes[f"anchors_skipped/{name}"] = stats.valid, stats.skipped
         return terms

@@ -331,3 +331,24 @@ def test_presets_differ_only_where_documented():
         "ramp_end",
         "reduction",
     }
+
+
+@pytest.mark.parametrize("preset", ["paper", "averaged"])
+def test_before_unlabelled_from_only_labelled_volumes_are_looked_at(preset):
+    recipe = DualUncertainty(small_nets(), preset=preset, unlabelled_from=0.5, ramp_end=1.0)
+    recipe.begin_step()
+    batch = small_batch()
+    unseen = dataclasses.replace(batch, unlabelled=torch.full_like(batch.unlabelled, torch.nan), strong=())
+    terms = recipe(unseen, 0.49)
+    assert set(terms) == {f"{term}/{net}" for term in ("supervised", "disagreement") for net in ("resnet", "vnet")}
+    assert torch.isfinite(terms.total())
+    recipe.after_step(0.49)
+    recipe.begin_step()
+    weights = [recipe(batch, progress)["filtered/vnet"].weight for progress in (0.5, 0.75, 1.0)]
+    others = [
+        DualUncertainty(small_nets(), preset=preset, ramp_end=1.0)(batch, t)["filtered/vnet"].weight
+        for t in (0.0, 0.5, 1.0)
+    ]
+    assert weights == pytest.approx(others)
+    with pytest.raises(ValueError, match="unlabelled_from is 1"):
+        DualUncertainty(small_nets(), unlabelled_from=1.0)
