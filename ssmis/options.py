@@ -31,7 +31,7 @@ class TrainOptions:
         data: folder, or a CSV / JSON table.
         out: run folder; default: runs/NAME/RECIPE_seedSEED.
         recipe: method, see `ssmis list`.
-        preset: of the recipe; default: its own ("averaged" of dual_uncertainty).
+        preset: of the recipe; default: its own ("late" of dual_uncertainty).
         nets: names of nets, see `ssmis list`, each perhaps with an encoder (timm_unet:resnet18); default: two different
             ones, or one where the recipe takes one.
         labelled: cases that keep their labels: a number, a share such as 10%, all, or a list file.
@@ -69,7 +69,7 @@ class TrainOptions:
     width: int | None = None
     intensity: str | None = None
     mirror: bool = False
-    learning_rate: float = 2e-3
+    learning_rate: float = 5e-3
     memory_gb: float | None = None
     device: str = "auto"
     precision: str = "auto"

@@ -141,7 +141,7 @@ def build_recipe(options: TrainOptions, plan: Plan) -> Recipe:
 
 def preset_of(options: TrainOptions) -> str | None:
     """The preset that a recipe is built with: the options', else the one for few labels and short runs."""
-    return options.preset or ("averaged" if options.recipe == "dual_uncertainty" else None)
+    return options.preset or ("late" if options.recipe == "dual_uncertainty" else None)
 
 
 def run_folders(run: Path | str | Sequence[Path | str]) -> list[Path]:

@@ -2,7 +2,7 @@
 """Coefficients of `DualUncertainty` and its presets."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ssmis._checks import check_choice, check_not_negative, check_range
 from ssmis.losses import Reduction
@@ -122,19 +122,21 @@ class DualUncertaintyConfig:
             )
 
 
+AVERAGED = DualUncertaintyConfig(
+    filter_scope="class",
+    teacher="average",
+    targets="soft",
+    mix_side=0.5,
+    disagreement_weight=1.0,
+    pseudo_dice_weight=1.0,
+    anchor_labels="pseudo",
+    ramp_end=1.0,
+)
 PRESETS = {
     "paper": DualUncertaintyConfig(),
     "balanced": DualUncertaintyConfig(filter_scope="class", pseudo_dice_weight=1.0),
-    "averaged": DualUncertaintyConfig(
-        filter_scope="class",
-        teacher="average",
-        targets="soft",
-        mix_side=0.5,
-        disagreement_weight=1.0,
-        pseudo_dice_weight=1.0,
-        anchor_labels="pseudo",
-        ramp_end=1.0,
-    ),
+    "averaged": AVERAGED,
+    "late": replace(AVERAGED, unlabelled_from=0.5, ramp_end=0.5, disagreement_weight=0.0),
     "public_code": DualUncertaintyConfig(
         disagreement_into="second",
         rectified_into="first",

@@ -50,8 +50,8 @@ class DualUncertainty(Recipe):
         preset: "paper" (the description, every term alive), "balanced" (the same, and foreground does not shrink: the
             filter ranks within each class, soft Dice joins the pseudo-label terms), "averaged" (balanced; moving
             averages of the nets give soft pseudo-labels, to the contrast too, strong views exchange boxes, the ramp
-            lasts to the end, and the disagreement has weight 1) or "public_code" (what the release effectively
-            optimises).
+            lasts to the end, and the disagreement has weight 1), "late" (averaged; unlabelled volumes join half-way,
+            and there is no disagreement) or "public_code" (what the release effectively optimises).
         predict_with: names of the nets averaged in `predict`; default: both.
         overrides: fields of `DualUncertaintyConfig`.
 

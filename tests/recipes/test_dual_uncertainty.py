@@ -83,6 +83,15 @@ def test_averaged_differs_from_balanced_in_its_teacher_and_in_what_the_nets_see(
     }
 
 
+def test_late_differs_from_averaged_in_when_unlabelled_volumes_join():
+    averaged, late = vars(PRESETS["averaged"]), vars(PRESETS["late"])
+    assert {name: late[name] for name in averaged if averaged[name] != late[name]} == {
+        "unlabelled_from": 0.5,
+        "ramp_end": 0.5,
+        "disagreement_weight": 0.0,
+    }
+
+
 def test_averages_judge_the_weak_view_and_the_nets_see_the_strong_one():
     recipe = DualUncertainty(small_nets(), preset="averaged", mix_side=0.0)
     batch = small_batch(3)
@@ -286,7 +295,7 @@ def test_batch_has_no_place_for_unlabelled_labels():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"preset": "papre"}, "preset is 'papre'; expected one of 'paper', 'balanced', 'averaged', 'public_code'"),
+        ({"preset": "papre"}, "preset is 'papre'; expected one of 'paper', 'balanced', 'averaged', 'late', 'public_code'"),
         ({"rectified_into": "vnet"}, "rectified_into is 'vnet'"),
         ({"filtered_weight": -1.0}, r"filtered_weight is -1\.0"),
         ({"bank": "lifo"}, "unknown bank 'lifo'; did you mean 'fifo'"),
