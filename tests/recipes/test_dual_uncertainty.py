@@ -295,7 +295,7 @@ def test_batch_has_no_place_for_unlabelled_labels():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"preset": "papre"}, "preset is 'papre'; expected one of 'paper', 'balanced', 'averaged', 'late', 'public_code'"),
+        ({"preset": "papre"}, "preset is 'papre'; expected one of 'paper', 'balanced', 'averaged', 'late'"),
         ({"rectified_into": "vnet"}, "rectified_into is 'vnet'"),
         ({"filtered_weight": -1.0}, r"filtered_weight is -1\.0"),
         ({"bank": "lifo"}, "unknown bank 'lifo'; did you mean 'fifo'"),
