@@ -152,7 +152,8 @@ def test_no_further_from_float64_than_plain_torch(
     for own, torch_own, true in zip(ours, other, exact):
         if true is not None and true.is_floating_point():
             assert own.isfinite().all()
-            assert distance(own, true) <= 1.5 * distance(torch_own, true) + rounding(true, dtype, reduction)
+            # on some CPUs torch's own error is a single rounding here, by the order in which their libraries add
+            assert distance(own, true) <= 1.5 * distance(torch_own, true) + 2 * rounding(true, dtype, reduction)
     assert not ours[3].movedim(1, -1)[tensors[1] < 0].any()
 
 
