@@ -16,6 +16,7 @@ from data.folders import nifti, plain, scan
 from engine.own_runs import small_plan, write_run
 
 from ssmis import cli, options
+from ssmis._arguments import parse
 from ssmis.engine.demo import write_demo
 
 nib = pytest.importorskip("nibabel")
@@ -57,9 +58,9 @@ def test_every_option_has_help(command, capsys):
 
 def test_options_come_from_file_and_command_line(tmp_path, capsys):
     (tmp_path / "c.yaml").write_text("data: here\nsteps: 7\nspacing_mm: [1, 2.5, 3]\nmirror: true\n")
-    found = cli.parse("train", options.TrainOptions, ["--config", str(tmp_path / "c.yaml"), "--steps", "9"])
+    found = parse("train", options.TrainOptions, ["--config", str(tmp_path / "c.yaml"), "--steps", "9"])
     assert (found.data, found.steps, found.spacing_mm, found.mirror) == ("here", 9, [1.0, 2.5, 3.0], True)
-    found = cli.parse("predict", options.PredictOptions, ["run", "a.nii", "b.nii", "-o", "out", "--prob"])
+    found = parse("predict", options.PredictOptions, ["run", "a.nii", "b.nii", "-o", "out", "--prob"])
     assert (found.run, found.inputs, found.out, found.prob) == ("run", ["a.nii", "b.nii"], "out", True)
     with pytest.raises(SystemExit):
         cli.main(["train", "here", "--print_config"])
@@ -74,9 +75,9 @@ def test_options_come_from_file_and_command_line(tmp_path, capsys):
 def test_options_come_before_and_after_the_words(line):
     if "--patience" in line:
         with pytest.raises(ValueError, match="unrecognized arguments: --patience"):
-            cli.parse("predict", options.PredictOptions, line.split())
+            parse("predict", options.PredictOptions, line.split())
         return
-    found = cli.parse("predict", options.PredictOptions, line.split())
+    found = parse("predict", options.PredictOptions, line.split())
     assert (found.run, found.inputs, found.out, found.prob) == ("run", ["a.nii", "b.nii"], "out", True)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from data.folders import RAS, nifti, picture, plain, scan
 from engine.own_runs import small_plan, write_run
 
-from ssmis.cli import parse
+from ssmis._arguments import parse
 from ssmis.data import find_dataset, make_plan, read_scan, survey
 from ssmis.data.inspect import inspect_data
 from ssmis.data.la import write_la

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from recipes.small import small_batch, small_nets
 
 from benchmarks import fuzz, soak
-from ssmis.cli import parse
+from ssmis._arguments import parse
 from ssmis.data import DataError
 from ssmis.engine import CheckpointError, FitConfig, fit, load_checkpoint, save_checkpoint, write_evaluation
 from ssmis.engine.checkpoint import FORMAT
