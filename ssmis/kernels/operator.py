@@ -12,10 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssmis.kernels.chunked import classify, contrast, prepare_keys, unpack
+from ssmis.kernels.chunked import PART, classify, contrast, prepare_keys, unpack
 from ssmis.kernels.keys import keep
-
-_PART = 2**14  # voxels
 
 
 def accumulation_dtype(features: Tensor, keys: Tensor) -> torch.dtype:
@@ -160,7 +158,7 @@ def _scaled(saved: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:
     if saved.dtype == dtype:
         return upstream * saved
     rounded = torch.empty_like(saved, dtype=dtype)
-    for own, out in zip(saved.split(_PART, 2), rounded.split(_PART, 2)):
+    for own, out in zip(saved.split(PART, 2), rounded.split(PART, 2)):
         out.copy_(upstream * own)  # no second copy of all in float32
     return rounded
 
