@@ -41,11 +41,13 @@ class Step(ABC):
     a block give losses `(n,)` and the gradient `(E, n)` of their weighted sum, or None without weights.
 
     Attributes:
-        chunk: numbers in a block of features; twice as many in a part of its similarities: 1 MB in float32.
+        chunk: numbers in a block of features.
+        part: numbers in a part of its similarities: 1 MB in float32.
         any_layout: is as fast with directions that lie channels-last; its gradient then does too.
     """
 
-    chunk = 2**17
+    chunk = 2**18
+    part = 2**18
     any_layout = False
 
     def __init__(
@@ -53,7 +55,7 @@ class Step(ABC):
     ) -> None:
         self.keys, self.temperature, self.narrow, self.grad_directions = keys, temperature, narrow, grad_directions
         self.reach = 1 / (temperature * math.log(2))  # largest similarity of unit vectors, in units of log 2
-        self.size = max(2 * self.chunk // len(keys.directions), 64)
+        self.size = max(self.part // len(keys.directions), 64)
         # a few more than needed: rows a power of two apart would share their places in the cache
         self.space = keys.directions.new_empty(4, len(keys.directions) * self.size + 272)
         self.rooms: dict[tuple[int, int, int], Tensor] = {}
@@ -128,7 +130,7 @@ class All(Step):
 class Negatives(Step):
     """Mean over the positives of log(1 + odds), odds the sum over the keys of other classes against one positive."""
 
-    chunk = 2**18  # a part has half of the keys; many operations a part, for which threads wait for the interpreter
+    part = 2**19  # has half of the keys; many operations a part, for which threads wait for the interpreter
 
     def __init__(self, keys: Keys, group: int, *settings: Any) -> None:
         super().__init__(keys, group, *settings)

@@ -54,7 +54,8 @@ def evaluate(features, labels, keys, key_labels, weight=None, **arguments):
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch):
     for kind in (steps.All, steps.Negatives, steps.FewNegatives):
-        monkeypatch.setattr(kind, "chunk", 1)  # the smallest chunk: 64 voxels
+        monkeypatch.setattr(kind, "chunk", 1)  # the smallest chunk: 64 voxels, and as many in a part
+        monkeypatch.setattr(kind, "part", 1)
     monkeypatch.setattr(masked, "CHUNK", 1)
 
 
@@ -423,6 +424,23 @@ def test_the_operator_keeps_its_promises_to_torch(denominator, reduction):
     checks = ("test_schema", "test_faketensor", "test_autograd_registration")
     result = torch.library.opcheck(torch.ops.ssmis.voxel_contrast.default, arguments, test_utils=checks)
     assert set(result.values()) == {"SUCCESS"}
+
+
+@DENOMINATORS
+def test_a_gradient_handed_over_as_it_was_saved_is_nobody_elses(denominator):
+    features, labels, bank, key_labels, _ = problem(3, (40,), dtype=torch.float32)
+    features, labels = features.requires_grad_(), labels.clamp_min(0)  # all count: nothing is packed
+    key_labels = torch.arange(len(bank)) % 3
+    loss = voxel_contrast(features, labels, bank, key_labels, denominator=denominator)
+    (expected,) = torch.autograd.grad(loss / 2, features, retain_graph=True)
+    expected = 2 * expected
+    torch.autograd.grad(loss, features, retain_graph=True)[0].zero_()
+    for _ in range(3):
+        loss.backward(retain_graph=True)  # adds to the gradient in place
+    loss.backward()
+    assert torch.allclose(features.grad, 4 * expected, rtol=1e-6, atol=0)
+    loss = voxel_contrast(features, labels, bank, key_labels, denominator=denominator)
+    assert torch.equal(torch.autograd.grad(loss, features)[0], expected)
 
 
 @DENOMINATORS
