@@ -7,11 +7,14 @@ python benchmarks/own_data.py DATA/hc18 --test 36 --labelled 8 --nets timm_unet:
 
 import argparse
 import sys
+from inspect import signature
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from ssmis.data import find_dataset, make_split, write_split
 from ssmis.engine import evaluate_run, run_beside, train
+from ssmis.registry import RECIPES
 from ssmis.report import report_runs
 
 
@@ -26,6 +29,8 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", default=["supervised", "dual_uncertainty"])
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--nets", nargs="+")
+    parser.add_argument("--preset", help="of recipes that have some, in place of the default")
+    parser.add_argument("--coefficients", nargs="+", help="of dual_uncertainty: NAME=VALUE, in place of the preset's")
     parser.add_argument("--spacing_mm", type=float, nargs="+")
     parser.add_argument("--beside", type=int, default=1, help="runs at the same time, each with one thread")
     parser.add_argument("--only_run", action="store_true", help="write no report")
@@ -45,10 +50,19 @@ def main() -> None:
     for folder, recipe, seed in todo:
         train(args.data, print, out=str(folder), recipe=recipe, seed=seed, steps=args.steps, nets=args.nets,
               spacing_mm=args.spacing_mm, labelled=str(lists / "labelled.list"), test=str(lists / "test.list"),
-              resume=True, progress=not args.only_run)  # fmt: skip
+              resume=True, progress=not args.only_run, **_choices(args, recipe))  # fmt: skip
         evaluate_run(folder, print, progress=not args.only_run)
     if not args.only_run:
         report_runs([run[0] for run in runs], print, out=str(out / "report.html"), title=args.data.name)
+
+
+def _choices(args: argparse.Namespace, recipe: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if args.preset and "preset" in signature(RECIPES[recipe].factory).parameters:
+        found["preset"] = args.preset
+    if recipe == "dual_uncertainty":
+        found["coefficients"] = args.coefficients
+    return found
 
 
 def _split(args: argparse.Namespace, out: Path) -> Path:

@@ -32,6 +32,7 @@ class TrainOptions:
         out: run folder; default: runs/NAME/RECIPE_seedSEED.
         recipe: method, see `ssmis list`.
         preset: of the recipe; default: its own ("late" of dual_uncertainty).
+        coefficients: of the recipe, NAME=VALUE, in place of the preset's: contrast_weight=0.2 bank=ema.
         nets: names of nets, see `ssmis list`, each perhaps with an encoder (timm_unet:resnet18); default: two different
             ones, or one where the recipe takes one.
         labelled: cases that keep their labels: a number, a share such as 10%, all, or a list file.
@@ -57,6 +58,7 @@ class TrainOptions:
     out: str | None = None
     recipe: str = "dual_uncertainty"
     preset: str | None = None
+    coefficients: list[str] | None = None
     nets: list[str] | None = None
     labelled: str = "all"
     val: str = "0"

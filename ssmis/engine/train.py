@@ -77,7 +77,8 @@ def _train(chosen: TrainOptions, tell: Callable[[str], object], world: World) ->
     recipe = build_recipe(chosen, plan)
     unlabelled = () if chosen.recipe == "supervised" else split.unlabelled
     facts = protocol.facts(labelled=split.labelled, unlabelled=unlabelled)
-    facts |= {"recipe": chosen.recipe, "preset": preset_of(chosen), "plan": json.loads(json.dumps(asdict(plan)))}
+    facts |= {"recipe": chosen.recipe, "preset": preset_of(chosen), "coefficients": chosen.coefficients}
+    facts |= {"plan": json.loads(json.dumps(asdict(plan)))}
     result = fit(
         recipe,
         protocol.batches(cache, split.labelled, unlabelled),

@@ -2,6 +2,7 @@
 """Runs on data of one's own: nets and recipe from their names, and a trained run back from its folder."""
 
 import inspect
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,7 +121,8 @@ def build_recipe(options: TrainOptions, plan: Plan) -> Recipe:
     """Build the recipe of `options`, with two nets where it takes them and none is named.
 
     Raises:
-        ValueError: an unknown recipe, net or preset, or nets that the recipe does not take.
+        ValueError: an unknown recipe, net, preset or coefficient, a coefficient that is no NAME=VALUE or out of range,
+            or nets that the recipe does not take.
     """
     entry = RECIPES[options.recipe]
     accepted = inspect.signature(entry.factory).parameters
@@ -129,14 +131,48 @@ def build_recipe(options: TrainOptions, plan: Plan) -> Recipe:
         arguments["preset"] = preset_of(options)
     elif options.preset is not None:
         raise ValueError(f"preset is {options.preset!r}; the recipe {options.recipe!r} has none")
+    coefficients = read_coefficients(options.coefficients)
+    if taken := sorted({"nets", "preset", "net"} & coefficients.keys()):
+        raise ValueError(f"{taken[0]} is no coefficient; expected an option of its own")
+
+    def build(names: list[str] | None, **choice: bool) -> Recipe:
+        nets = build_nets(names, plan, **choice)
+        try:
+            return entry.factory(nets, **arguments, **coefficients)
+        except TypeError as error:
+            if not coefficients:
+                raise
+            told = f"coefficients are {', '.join(options.coefficients or ())}: {error}"
+            raise ValueError(f"{told}; see the recipe {options.recipe!r} for its own") from error
+
     if options.nets:
-        return entry.factory(build_nets(options.nets, plan), **arguments)
+        return build(options.nets)
     try:
-        return entry.factory(build_nets(None, plan), **arguments)
+        return build(None)
     except ValueError as refused:
         if "exactly one" not in str(refused):
             raise
-    return entry.factory(build_nets(None, plan, single=True), **arguments)
+    return build(None, single=True)
+
+
+def read_coefficients(words: Sequence[str] | None) -> dict[str, Any]:
+    """Values of NAME=VALUE words: numbers, true, false and null as in JSON, and any other word as it stands.
+
+    Raises:
+        ValueError: a word without a name or a value, or a name that comes twice.
+    """
+    found: dict[str, Any] = {}
+    for word in words or ():
+        name, _, value = word.partition("=")
+        if not name.isidentifier() or not value:
+            raise ValueError(f"coefficients has {word!r}; expected NAME=VALUE, such as contrast_weight=0.2")
+        if name in found:
+            raise ValueError(f"coefficients has {name} twice; expected it once")
+        try:
+            found[name] = json.loads(value)
+        except json.JSONDecodeError:
+            found[name] = value
+    return found
 
 
 def preset_of(options: TrainOptions) -> str | None:

@@ -25,9 +25,10 @@ from ssmis.engine.files import find_inputs, predict_case, predict_files
 from ssmis.engine.scoring import evaluate_run
 from ssmis.engine.sliding import brought_back
 from ssmis.engine.train import train
-from ssmis.engine.trained import TrainedRun
+from ssmis.engine.trained import TrainedRun, build_recipe
 from ssmis.metrics import CaseScore, read_cases_csv
 from ssmis.metrics.cases import cases_csv
+from ssmis.options import TrainOptions
 from ssmis.report.folders import compared, report_runs, seeds_table
 from ssmis.report.runs import ReportRun
 
@@ -363,6 +364,32 @@ def test_options_no_training_can_have_are_refused_before_anything_is_written(opt
     with pytest.raises(ValueError, match=told):
         train(data, out=str(tmp_path / "run"), **{"recipe": "supervised", "progress": False, **option})
     assert not (tmp_path / "run").exists()
+
+
+def test_coefficients_take_the_place_of_the_presets():
+    words = ["contrast_weight=0.25", "bank=ema", "anchors=null", "kl_rectified=false", "keep_fraction=1"]
+    config = build_recipe(TrainOptions("DATA", coefficients=words), small_plan()).config
+    assert (config.contrast_weight, config.bank, config.anchors) == (0.25, "ema", None)
+    assert (config.kl_rectified, config.keep_fraction) == (False, 1)
+    untouched = build_recipe(TrainOptions("DATA"), small_plan()).config
+    assert config.unlabelled_from == untouched.unlabelled_from == 0.5  # the rest is the preset's
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words", "told"),
+    [
+        ("dual_uncertainty", ["contrast_weight"], "coefficients has 'contrast_weight'; expected NAME=VALUE"),
+        ("dual_uncertainty", ["bank=ema", "bank=fifo"], "coefficients has bank twice"),
+        ("dual_uncertainty", ["contrast=1"], "contrast=1.*unexpected keyword argument 'contrast'.*'dual_uncertainty'"),
+        ("dual_uncertainty", ["contrast_weight=high"], "contrast_weight=high.*see the recipe"),
+        ("dual_uncertainty", ["keep_fraction=2"], "keep_fraction is 2"),
+        ("dual_uncertainty", ["preset=paper"], "preset is no coefficient"),
+        ("supervised", ["contrast_weight=1"], "unexpected keyword argument 'contrast_weight'.*'supervised'"),
+    ],
+)
+def test_coefficients_that_cannot_be_are_named(recipe, words, told):
+    with pytest.raises(ValueError, match=told):
+        build_recipe(TrainOptions("DATA", recipe=recipe, coefficients=words), small_plan())
 
 
 def test_methods_are_compared_by_the_means_of_their_seeds(tmp_path):
