@@ -89,6 +89,7 @@ class EvaluateOptions:
         dataset: folder or table of the data, where they have moved since the training.
         flips: average over flips of every axis.
         overlap: share of a window that its neighbour covers.
+        memory_gb: that the prediction of a case may take; default: what it takes.
         device: auto, cpu, cuda, ...
         progress: show a bar.
     """
@@ -98,6 +99,7 @@ class EvaluateOptions:
     dataset: str | None = None
     flips: bool = False
     overlap: float = 0.5
+    memory_gb: float | None = None
     device: str = "auto"
     progress: bool = True
 

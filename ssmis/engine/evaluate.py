@@ -11,12 +11,15 @@ from numpy.typing import NDArray
 
 from ssmis.data import Case, DataError, Volume, load_la
 from ssmis.engine.postprocess import largest_component
-from ssmis.metrics import Calibration, CaseScore, Convention, calibration, evaluate_case
+from ssmis.metrics import Calibration, CaseScore, Convention, calibration, evaluate_case, pool_calibration
 from ssmis.recipes.base import Prediction
 
 
 class Predicts(Protocol):
-    """Whatever predicts a volume `(C, *S)`, such as a `Predictor`."""
+    """Whatever predicts a volume `(C, *S)`, such as a `Predictor`.
+
+    If it has `stream(image)` too, which yields the probabilities in slabs of rows, they are scored slab by slab.
+    """
 
     def predict(self, image: NDArray[Any], /) -> Prediction:
         """Return a `Prediction` without the batch axis."""
@@ -71,8 +74,7 @@ def evaluate(
         label = volume.label
         if label is None:
             raise DataError(f"{case.image}: case {case.id!r} has no label to evaluate against")
-        probs = predictor.predict(volume.image).probs
-        predicted = probs.argmax(0).cpu().numpy().astype(np.uint8)
+        predicted, confidence = _predicted(predictor, volume.image, label, foreground_margin)
         masks = [predicted]
         if largest:
             masks.append(largest_component(torch.from_numpy(predicted), classes=classes).numpy())
@@ -84,6 +86,19 @@ def evaluate(
             )
             for mask in masks
         ]
-        confidence = calibration(probs.float(), label, foreground_margin=foreground_margin)
         results.append(CaseResult(case.id, scores[0], predicted, confidence, *scores[1:]))
     return results
+
+
+def _predicted(
+    predictor: Predicts, image: NDArray[Any], label: NDArray[Any], foreground_margin: int | None
+) -> tuple[NDArray[Any], Calibration]:
+    """Labels, and the calibration: in slabs if it can be, for all probabilities of a large volume fill the memory."""
+    stream = getattr(predictor, "stream", None) if foreground_margin is None else None
+    slabs = [(0, predictor.predict(image).probs)] if stream is None else stream(image)
+    predicted, parts = np.zeros(image.shape[1:], dtype=np.uint8), []
+    for first, probs in slabs:
+        rows = slice(first, first + probs.shape[1])
+        predicted[rows] = probs.argmax(0).cpu().numpy()
+        parts.append(calibration(probs.float(), label[rows], foreground_margin=foreground_margin))
+    return predicted, pool_calibration(parts)

@@ -14,6 +14,7 @@ from ssmis.data.splits import read_split
 from ssmis.engine.evaluate import CaseResult, evaluate
 from ssmis.engine.infer import Predictor
 from ssmis.engine.record import list_facts, write_evaluation
+from ssmis.engine.sliding import Slabs
 from ssmis.engine.train import progress_of
 from ssmis.engine.trained import TrainedRun, run_folders
 from ssmis.metrics import summarise
@@ -54,7 +55,8 @@ def evaluate_run(
 def _evaluate(folder: Path, options: EvaluateOptions, tell: Callable[[str], object]) -> RunScores:
     trained = TrainedRun.read(folder)
     cases = _cases(trained, options.cases, options.dataset)
-    predictor = Predictor.load(folder, flips=options.flips, device=options.device, overlap=options.overlap)
+    predictor = Predictor.load(folder, flips=options.flips, device=options.device, overlap=options.overlap,
+                               memory_gb=options.memory_gb)  # fmt: skip
     plan = trained.plan
     bar = progress_of(options.progress, "evaluate")
     results: list[CaseResult] = []
@@ -98,6 +100,10 @@ class _Raw:
             return self.predictor.predict(image, self.spacing_mm)
         found = self.predictor.predict(image[..., 0], self.spacing_mm)
         return Prediction(found.probs[..., None], found.uncertainty[..., None])
+
+    def stream(self, image: NDArray[Any], /) -> Slabs:
+        slabs = self.predictor.stream(image[..., 0] if self.flat else image, self.spacing_mm)
+        return ((first, probs[..., None] if self.flat else probs) for first, probs in slabs)
 
 
 def _cases(trained: TrainedRun, which: str, moved: str | None) -> list[Case]:

@@ -6,6 +6,7 @@ from ssmis.metrics.calibration import (
     Reliability,
     calibration,
     calibration_per_class,
+    pool_calibration,
     pool_reliability,
 )
 from ssmis.metrics.cases import DISTANCES, METRICS, CaseScore, evaluate_case, read_cases_csv, write_cases_csv
@@ -51,6 +52,7 @@ __all__ = [
     "mask_overlap",
     "overlap_per_class",
     "paired_difference",
+    "pool_calibration",
     "pool_reliability",
     "read_cases_csv",
     "summarise",

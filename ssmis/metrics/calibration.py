@@ -127,6 +127,18 @@ def pool_reliability(parts: Sequence[Reliability]) -> Reliability:
     return _from_sums(np.asarray(count), *sums)
 
 
+def pool_calibration(parts: Sequence[Calibration]) -> Calibration:
+    """Return the calibration of all voxels of several cases, or of the parts of one, together.
+
+    Raises:
+        ValueError: no part, or parts with different numbers of bins.
+    """
+    reliability = pool_reliability([part.reliability for part in parts])
+    n = sum(part.n for part in parts)
+    squares = sum(part.n * part.brier for part in parts if part.n)
+    return Calibration(reliability.ece, squares / n if n else nan, n, reliability)
+
+
 def _voxels(
     probs: ArrayLike, reference_labels: ArrayLike, bins: int, foreground_margin: int | None
 ) -> tuple[Array, Array]:

@@ -16,10 +16,11 @@ from engine.own_runs import by_threshold, small_plan, write_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssmis.data import Case, DataError, find_dataset, resample_maps
+from ssmis.data import Case, DataError, Volume, find_dataset, resample_maps
 from ssmis.data.scans import read_scan
 from ssmis.data.splits import make_split, write_split
 from ssmis.engine import Predictor, sliding
+from ssmis.engine.evaluate import evaluate
 from ssmis.engine.export import export_run, load_exported
 from ssmis.engine.files import find_inputs, predict_case, predict_files
 from ssmis.engine.scoring import evaluate_run
@@ -364,6 +365,44 @@ def test_options_no_training_can_have_are_refused_before_anything_is_written(opt
     with pytest.raises(ValueError, match=told):
         train(data, out=str(tmp_path / "run"), **{"recipe": "supervised", "progress": False, **option})
     assert not (tmp_path / "run").exists()
+
+
+def test_scores_are_taken_in_slabs_and_are_those_of_the_whole():
+    generator = np.random.default_rng(0)
+    image, label = generator.standard_normal((1, 40, 9, 8)).astype(np.float32), generator.integers(0, 2, (40, 9, 8))
+
+    class Whole:
+        def __init__(self, **settings):
+            self.predictor = Predictor(soft, patch=(8, 8, 8), **settings)
+
+        def predict(self, image):
+            return self.predictor.predict(image)
+
+    class InSlabs(Whole):
+        rows = ()
+
+        def predict(self, image):
+            raise AssertionError("all probabilities at once")
+
+        def stream(self, image):
+            for first, probs in self.predictor.stream(image):
+                self.rows = (*self.rows, probs.shape[1])
+                yield first, probs
+
+    def load(case):
+        return Volume(image, label, (1.0, 1.5, 2.0))
+
+    case = Case("a", Path("a"), Path("b"), (1.0, 1.5, 2.0))
+    (whole,), slabs = evaluate(Whole(), [case], load=load), InSlabs()
+    (found,) = evaluate(slabs, [case], load=load)
+    assert found.scores == whole.scores
+    assert (found.prediction == whole.prediction).all()
+    assert found.calibration.n == whole.calibration.n
+    assert (found.calibration.ece, found.calibration.brier) == pytest.approx(
+        (whole.calibration.ece, whole.calibration.brier)
+    )
+    assert sum(slabs.rows) == 40
+    assert len(slabs.rows) > 3
 
 
 def test_coefficients_take_the_place_of_the_presets():

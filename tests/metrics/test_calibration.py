@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssmis.metrics import calibration, calibration_per_class, pool_reliability
+from ssmis.metrics import calibration, calibration_per_class, pool_calibration, pool_reliability
 
 SHAPES = st.sampled_from([(9, 7), (5, 6, 4), (1, 8, 3)])
 
@@ -134,6 +134,19 @@ def test_pooled_bins_are_those_of_all_voxels():
         pool_reliability([whole, calibration(probs, labels, bins=3).reliability])
     with pytest.raises(ValueError, match=r"expected at least one part"):
         pool_reliability([])
+
+
+def test_pooled_calibration_is_that_of_all_voxels():
+    probs, labels = forecast(5, 3, (20, 9))
+    labels[:6] = -1  # a part without a voxel
+    parts = [calibration(probs[:, cut], labels[cut]) for cut in (slice(6), slice(6, 9), slice(9, 20))]
+    pooled, whole = pool_calibration(parts), calibration(probs, labels)
+    assert pooled.n == whole.n == 14 * 9
+    assert (pooled.ece, pooled.brier) == pytest.approx((whole.ece, whole.brier))
+    nothing = pool_calibration(parts[:1])
+    assert nothing.n == 0
+    assert math.isnan(nothing.ece)
+    assert math.isnan(nothing.brier)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
