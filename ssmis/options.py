@@ -122,6 +122,7 @@ class PredictOptions:
         memory_gb: that a prediction may take; default: what it takes.
         spacing_mm: pixel size of pictures (voxel size of HDF5), in mm, where no pixel_size.csv says it.
         overwrite: replace results that are there.
+        resume: keep results that are there, and segment the other images.
         shard: i/n, such as 0/4: only every n-th image from the i-th on, so that n processes share them.
         device: auto, cpu, cuda, ...
         progress: show a bar.
@@ -140,6 +141,7 @@ class PredictOptions:
     memory_gb: float | None = None
     spacing_mm: list[float] | None = None
     overwrite: bool = False
+    resume: bool = False
     shard: str | None = None
     device: str = "auto"
     progress: bool = True

@@ -51,7 +51,8 @@ def predict_files(
         What was written, an entry an image; none if a shard has no image.
 
     Raises:
-        DataError: no such run, no image among the inputs, a file that cannot be read or does not fit the training, a
+        DataError: no such run, no image among the inputs, a file that cannot be read or does not fit the training (the
+            others are segmented first), a
             result that is there already, or `out` is the folder of an image.
         ValueError: an option that is out of range.
     """
@@ -75,17 +76,42 @@ def predict_files(
     for path in (path for case in cases for path in (case.image, *case.channels)):
         if path.absolute().parent.resolve() == folder or path.resolve().parent == folder:
             raise DataError(f"{out}: this is the folder of the image {path.name}; choose another one with --out")
-    if not chosen.overwrite:
-        names = [out / (case.id + suffix) for case in cases for suffix in (".nii.gz", ".png")]
-        if there := [path for path in names if path.exists()]:
-            raise DataError(f"{there[0]} is there already; add --overwrite, or choose another folder with --out")
+    cases = _without_result(cases, out, chosen, tell)
     bar = progress_of(chosen.progress and len(cases) > 1, "predict")
-    written = []
+    written: list[Written] = []
+    refused: list[DataError] = []
     for case in cases if bar is None else bar(cases):
-        written.append(predict_case(predictor, case, out, prob=chosen.prob, uncertainty=chosen.uncertainty,
-                                    largest=chosen.largest))  # fmt: skip
-        tell(f"{case.image} -> {written[-1].labels}")
+        try:
+            done = predict_case(predictor, case, out, prob=chosen.prob, uncertainty=chosen.uncertainty,
+                                largest=chosen.largest)  # fmt: skip
+        except DataError as error:  # the next image is another matter
+            if len(cases) == 1:
+                raise
+            refused.append(error)
+            tell(str(error))
+            continue
+        written.append(done)
+        tell(f"{case.image} -> {done.labels}")
+    if refused:
+        told = f"{len(refused)} of {len(cases)} images could not be segmented (the others are in {out}): {refused[0]}"
+        raise DataError(told) from refused[0]
     return written
+
+
+def _without_result(cases: list[Case], out: Path, chosen: PredictOptions, tell: Callable[[str], object]) -> list[Case]:
+    if chosen.overwrite and chosen.resume:
+        raise ValueError("overwrite and resume are both set; expected one: resume keeps the results that are there")
+    results = {case.id: [out / (case.id + suffix) for suffix in (".nii.gz", ".png")] for case in cases}
+    there = {name: path for name, paths in results.items() for path in paths if path.exists()}
+    if there and not (chosen.overwrite or chosen.resume):
+        raise DataError(
+            f"{next(iter(there.values()))} is there already; add --resume to keep it, --overwrite to replace it, or "
+            "choose another folder with --out"
+        )
+    if there and chosen.resume:
+        tell(f"{len(there)} of {len(cases)} results are there already")
+        return [case for case in cases if case.id not in there]
+    return cases
 
 
 def predict_case(
@@ -174,7 +200,6 @@ def _write(found: Segmentation, name: str, out: Path, scan: Scan, plan: Plan, *,
     def shaped(array: NDArray[Any]) -> NDArray[Any]:
         return array[..., None] if flat else array
 
-    labels = write_map(out / name, shaped(found.labels), grid)
     probs: list[Path] = []
     unsure = None
     if grid.affine is not None:
@@ -182,12 +207,13 @@ def _write(found: Segmentation, name: str, out: Path, scan: Scan, plan: Plan, *,
             probs.append(write_map(out / f"{name}_prob", shaped(found.probs), grid))
         if found.uncertainty is not None:
             unsure = write_map(out / f"{name}_uncertainty", shaped(found.uncertainty), grid)
-        return Written(name, labels, tuple(probs), unsure)
-    if found.probs is not None:  # pictures hold whole numbers
-        for label, own in zip(plan.label_values, found.probs):
-            probs.append(write_map(out / f"{name}_prob{label}", _as_bytes(own), grid))
-    if found.uncertainty is not None:
-        unsure = write_map(out / f"{name}_uncertainty", _as_bytes(found.uncertainty), grid)
+    else:  # pictures hold whole numbers
+        if found.probs is not None:
+            for label, own in zip(plan.label_values, found.probs):
+                probs.append(write_map(out / f"{name}_prob{label}", _as_bytes(own), grid))
+        if found.uncertainty is not None:
+            unsure = write_map(out / f"{name}_uncertainty", _as_bytes(found.uncertainty), grid)
+    labels = write_map(out / name, shaped(found.labels), grid)  # last: where they are, the rest is
     return Written(name, labels, tuple(probs), unsure)
 
 

@@ -367,6 +367,32 @@ def test_options_no_training_can_have_are_refused_before_anything_is_written(opt
     assert not (tmp_path / "run").exists()
 
 
+def test_a_bad_file_does_not_stop_the_others_and_resume_leaves_out_what_is_done(run, tmp_path):
+    for name in "acd":
+        nifti(tmp_path / f"in/{name}.nii.gz", scan(0)[0])
+    bad, told = tmp_path / "in/b.nii.gz", []
+    bad.write_bytes(b"no gzip")
+    options = {"out": str(tmp_path / "out"), "uncertainty": True, "progress": False}
+    with pytest.raises(DataError, match=r"1 of 4 images could not be segmented \(the others are in .*\): .*b.nii"):
+        predict_files(run, [tmp_path / "in"], tell=told.append, **options)
+    labels = [tmp_path / f"out/{name}.nii.gz" for name in "abcd"]
+    assert [path.exists() for path in labels] == [True, False, True, True]
+    assert len(told) == 4
+    before = labels[0].stat().st_mtime_ns
+
+    bad.unlink()
+    nifti(bad, scan(0)[0])
+    labels[3].unlink()  # as after an interruption: the uncertainty is there, the labels are not
+    written = predict_files(run, [tmp_path / "in"], tell=told.append, resume=True, **options)
+    assert [one.case for one in written] == ["b", "d"]
+    assert all(path.exists() for path in labels)
+    assert labels[0].stat().st_mtime_ns == before
+    assert "2 of 4 results are there already" in told
+    assert predict_files(run, [tmp_path / "in"], resume=True, **options) == []
+    with pytest.raises(ValueError, match="overwrite and resume are both set"):
+        predict_files(run, [tmp_path / "in"], resume=True, overwrite=True, **options)
+
+
 def test_scores_are_taken_in_slabs_and_are_those_of_the_whole():
     generator = np.random.default_rng(0)
     image, label = generator.standard_normal((1, 40, 9, 8)).astype(np.float32), generator.integers(0, 2, (40, 9, 8))
