@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from ssmis._checks import check_choice, check_range
 from ssmis.data.plan import Plan
 from ssmis.data.resample import area_downsample, scaled_size
-from ssmis.engine.memory import Task, fit_windows
 from ssmis.engine.runtime import Precision
 from ssmis.engine.segmentation import Segmentation, collect, entropy_in_pieces
 from ssmis.engine.sliding import Model, Slabs, Sliding, as_callable, brought_back
+from ssmis.engine.window_memory import Task, fit_windows
 from ssmis.engine.windows import BLENDINGS, Blending, window_starts
 from ssmis.recipes.base import Prediction
 

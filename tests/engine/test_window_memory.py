@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ssmis.engine import Predictor
-from ssmis.engine.memory import GB, LIBRARIES, Task, fit_windows, needed
+from ssmis.engine.window_memory import GB, LIBRARIES, Task, fit_windows, needed
 
 CT = (512, 512, 600)
 SIZES = st.tuples(*[st.integers(1, 300)] * 3)
