@@ -53,7 +53,7 @@ def _contrast(
     grad_features = grad_keys = None
     if len(live) == 0:
         losses, counted = own_weight.new_zeros(labels.shape), torch.zeros_like(labels, dtype=torch.bool)
-        total = own_weight.new_ones(())
+        own_weight, total = torch.zeros_like(losses), own_weight.new_ones(())
         if places is not None:
             places.zero_()
     else:

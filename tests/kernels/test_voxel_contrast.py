@@ -313,13 +313,15 @@ def test_negatives_vanish_when_the_classes_are_apart_and_all_stays_at_its_floor(
 
 
 @each
-def test_what_does_not_count_has_no_say(setting):
+@pytest.mark.parametrize("impl", ["torch", "reference"])
+def test_what_does_not_count_has_no_say(setting, impl):
     features, labels, bank, key_labels, weight = problem(7, (6, 6), missing=1)
-    expected = evaluate(features, labels, bank, key_labels, weight, **setting)
+    expected = evaluate(features, labels, bank, key_labels, weight, impl=impl, **setting)
     away = (labels < 0) | (labels == 2)  # ignored, or of a class without a key
     spoilt = features.masked_fill(away[:, None], math.nan)
     keys = bank.masked_fill((key_labels < 0)[:, None], math.nan)
-    ours = evaluate(spoilt, labels, keys, key_labels, weight, **setting)
+    spoilt_weight = weight.masked_fill(away, math.nan)
+    ours = evaluate(spoilt, labels, keys, key_labels, spoilt_weight, impl=impl, **setting)
     for own, other in zip(ours, expected):
         torch.testing.assert_close(own, other, atol=0, rtol=0)
     assert not ours[3].movedim(1, -1)[away].any()
@@ -334,7 +336,8 @@ def test_what_does_not_count_has_no_say(setting):
 @pytest.mark.parametrize(
     "case", ["no keys", "unwritten bank", "nothing labelled", "zero weight", "other classes", "no volumes"]
 )
-def test_nothing_to_do_is_an_attached_zero(denominator, impl, case):
+@pytest.mark.parametrize("spoilt", [False, True])
+def test_nothing_to_do_is_an_attached_zero(denominator, impl, case, spoilt):
     features, labels, bank, key_labels, weight = problem(8, (4, 4))
     bank, key_labels = (bank[:0], key_labels[:0]) if case == "no keys" else (bank, key_labels)
     key_labels = key_labels.fill_(-1) if case == "unwritten bank" else key_labels
@@ -343,6 +346,8 @@ def test_nothing_to_do_is_an_attached_zero(denominator, impl, case):
     weight = weight * 0 if case == "zero weight" else weight
     if case == "no volumes":
         features, labels, weight = features[:0], labels[:0], weight[:0]
+    if spoilt and case != "zero weight":  # whatever stands where nothing counts
+        features, weight = features + math.nan, weight + math.nan
     for reduction in ("mean", "sum", "none"):
         loss, *_, by_features, by_keys, by_weight = evaluate(
             features, labels, bank, key_labels, weight, denominator=denominator, impl=impl, reduction=reduction
