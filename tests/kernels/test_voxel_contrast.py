@@ -449,6 +449,22 @@ def test_a_gradient_handed_over_as_it_was_saved_is_nobody_elses(denominator):
 
 
 @DENOMINATORS
+@pytest.mark.parametrize("lowest", [-1, 0])  # 0: every voxel counts, and the gradient may be handed over
+def test_a_gradient_asked_for_by_itself_has_no_history_and_may_be_a_batch(denominator, lowest):
+    features, labels, bank, key_labels, _ = problem(3, (40,), dtype=torch.float32)
+    labels, key_labels = labels.clamp_min(lowest), torch.arange(len(bank)) % 3
+    features = features.requires_grad_()
+
+    def loss():
+        return voxel_contrast(features, labels, bank, key_labels, denominator=denominator)
+
+    (gradient,) = torch.autograd.grad(loss(), features)
+    assert not gradient.requires_grad
+    (batch,) = torch.autograd.grad(loss(), features, torch.tensor([1.0, 2.0, 1.0]), is_grads_batched=True)
+    torch.testing.assert_close(batch, torch.stack([gradient, 2 * gradient, gradient]))
+
+
+@DENOMINATORS
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.filterwarnings("ignore")
