@@ -418,6 +418,22 @@ def test_a_second_derivative_is_refused(denominator, reduction):
         gradient.square().sum().backward()
 
 
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_derivative_in_forward_mode_is_refused_and_not_zero(place):
+    features, labels, bank, key_labels, weight = problem(11, (4, 4))
+
+    def loss(value, impl):
+        leaves = [features, bank, weight]
+        leaves[place] = value
+        return voxel_contrast(leaves[0], labels, leaves[1], key_labels, weight=leaves[2], impl=impl)
+
+    value = [features, bank, weight][place]
+    _, tangent = torch.func.jvp(lambda value: loss(value, "reference"), (value,), (torch.rand_like(value),))
+    assert tangent != 0
+    with pytest.raises(RuntimeError, match="no derivative in forward mode"):
+        torch.func.jvp(lambda value: loss(value, "torch"), (value,), (torch.rand_like(value),))
+
+
 @DENOMINATORS
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_the_operator_keeps_its_promises_to_torch(denominator, reduction):
