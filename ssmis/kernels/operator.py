@@ -169,7 +169,7 @@ def _hands_over(upstream: Tensor, saved: Tensor, places: Tensor, valid: Tensor, 
 
 def _scaled(saved: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:
     if saved.dtype == dtype:
-        return upstream * saved
+        return saved * upstream  # in this order: a scalar that comes first is rounded to half precision by torch
     rounded = torch.empty_like(saved, dtype=dtype)
     for own, out in zip(saved.split(PART, 2), rounded.split(PART, 2)):
         out.copy_(upstream * own)  # no second copy of all in float32

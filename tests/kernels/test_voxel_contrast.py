@@ -176,6 +176,17 @@ def test_half_precision_is_computed_in_float32(dtype, denominator):
 
 
 @DENOMINATORS
+@pytest.mark.parametrize("lowest", [-1, 0])  # 0: every voxel counts, and the gradient is not packed
+def test_a_coefficient_of_the_loss_is_not_rounded_to_half_precision(denominator, lowest):
+    features, labels, bank, _, _ = problem(3, (8, 8), dtype=torch.bfloat16)
+    labels, key_labels = labels.clamp_min(lowest), torch.arange(len(bank)) % 3
+    features = features.requires_grad_()
+    loss = voxel_contrast(features, labels, bank, key_labels, denominator=denominator)
+    whole, part = (torch.autograd.grad(factor * loss, features, retain_graph=True)[0] for factor in (1, 0.3))
+    assert torch.equal(part, (0.3 * whole.float()).bfloat16())
+
+
+@DENOMINATORS
 def test_autocast_changes_nothing(denominator):
     features, labels, bank, key_labels, weight = problem(4, (8, 8), dtype=torch.float32)
     for reduction in ("mean", "none"):
