@@ -53,7 +53,7 @@ def _contrast(
     grad_features = grad_keys = None
     if len(live) == 0:
         losses, counted = own_weight.new_zeros(labels.shape), torch.zeros_like(labels, dtype=torch.bool)
-        total = own_weight.new_ones(())
+        own_weight, total = torch.zeros_like(losses), own_weight.new_ones(())
         if places is not None:
             places.zero_()
     else:
@@ -158,15 +158,18 @@ def _hands_over(upstream: Tensor, saved: Tensor, places: Tensor, valid: Tensor, 
     """Whether what was saved is the gradient as it is, as after `loss.backward()`, and nobody will ask for it again."""
     if type(upstream) is not Tensor or upstream.device.type != "cpu":  # traced, or not to be waited for
         return False
-    if saved.dtype != dtype or int(valid) < places.numel() or float(upstream) != 1:
-        return False
     keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)  # not public
-    return not keeps_graph()
+    if keeps_graph() or saved.dtype != dtype or int(valid) < places.numel():
+        return False
+    try:
+        return float(upstream) == 1
+    except RuntimeError:  # a batch of gradients (`is_grads_batched`, `vmap`)
+        return False
 
 
 def _scaled(saved: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:
     if saved.dtype == dtype:
-        return upstream * saved
+        return saved * upstream  # in this order: a scalar that comes first is rounded to half precision by torch
     rounded = torch.empty_like(saved, dtype=dtype)
     for own, out in zip(saved.split(PART, 2), rounded.split(PART, 2)):
         out.copy_(upstream * own)  # no second copy of all in float32
@@ -284,7 +287,9 @@ def _backward(ctx: Any, upstream: Tensor | None, *others: Tensor | None) -> tupl
         gradients = voxel_contrast_backward_op(upstream, *ctx.saved_tensors, *ctx.settings, ctx.needs)
     else:
         valid, first, second, third, places = ctx.saved_tensors
-        if ctx.needs[0] and not _hands_over(upstream, first, places, valid, ctx.dtypes[0]):
+        if ctx.needs[0] and _hands_over(upstream, first, places, valid, ctx.dtypes[0]):
+            first = first.detach()  # saved as an output of this node, it names the node as its origin
+        elif ctx.needs[0]:
             first = voxel_contrast_unpack_op(upstream, first, places, valid, ctx.dtypes[0])
         gradients = first, upstream * second, upstream * third
     features, keys, weight = (

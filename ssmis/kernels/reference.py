@@ -44,25 +44,24 @@ def voxel_losses(
     features, keys = features.to(dtype), keys.to(dtype)
     live = key_labels != ignore_index
     keys, key_labels = keys[live], key_labels[live]
+    positive = labels[:, :, None] == key_labels  # (B, V, M)
+    counted = (labels != ignore_index) & positive.any(2)
+    if denominator == "negatives":
+        counted = counted & ~positive.all(2)
+    features = features.where(counted[:, None], 0)  # elsewhere may stand anything, and no gradient goes there
     if normalize:
         features, keys = direction(features, 1), direction(keys, 1)
-    zero = 0 * (features.where(labels[:, None] != ignore_index, 0).sum() + keys.sum())
-    losses, counts = [], []
-    for volume, volume_labels in zip(features, labels):
-        for feature, label in zip(volume.T, volume_labels):
-            positive = key_labels == label
-            counted = bool(label != ignore_index) and bool(positive.any())
-            if denominator == "negatives":
-                counted = counted and not bool(positive.all())
-            loss = zero
-            if counted:
-                similarity = keys @ feature / temperature  # (M,)
-                loss = _all(similarity, positive) if denominator == "all" else _negatives(similarity, positive)
-            losses.append(loss)
-            counts.append(counted)
+    zero = (0 * features).sum() + (0 * keys).sum()
+    losses = []
+    for volume, volume_counted, volume_positive in zip(features, counted, positive):
+        for feature, voxel_counted, own in zip(volume.T, volume_counted, volume_positive):
+            if not voxel_counted:
+                losses.append(zero)
+                continue
+            similarity = keys @ feature / temperature  # (M,)
+            losses.append(_all(similarity, own) if denominator == "all" else _negatives(similarity, own))
     stacked = torch.stack(losses) if losses else zero.expand(0)
-    counted_voxels = torch.tensor(counts, dtype=torch.bool, device=labels.device)
-    return stacked.view(labels.shape), counted_voxels.view(labels.shape)
+    return stacked.view(labels.shape), counted
 
 
 def _all(similarity: Tensor, positive: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ssmis._checks import check_choice, check_labels
 from ssmis.kernels import reference
@@ -107,7 +108,8 @@ def voxel_contrast(
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit, or an unknown choice.
-        RuntimeError: `impl="triton"` cannot run here; the message has every reason. Also a second derivative.
+        RuntimeError: `impl="triton"` cannot run here; the message has every reason. Also a second derivative, one in
+            forward mode, and the transforms of `torch.func`.
 
     Gradient: to features (exactly zero where a voxel does not count), keys and weight; not twice differentiable.
     Empty case: a voxel whose class has no key (or, for "negatives", no key of another class) is skipped; with no voxel
@@ -144,6 +146,7 @@ def voxel_contrast(
             loss = reference.reduce(losses, counted, flat_weight, reduction)
         valid, skipped = counted.sum(), ((flat_labels != ignore_index) & ~counted).sum()
     else:
+        _refuse_tangents(features, keys, weight)
         grad_enabled = torch.is_grad_enabled()
         needs = [grad_enabled and tensor is not None and tensor.requires_grad for tensor in (features, keys, weight)]
         settings = (float(temperature), ignore_index, normalize, denominator, reduction)
@@ -189,6 +192,15 @@ def _lacking(device: torch.device) -> list[str]:
     elif not _interpreted():
         found.append(f"features are on {device}, not on a GPU, and TRITON_INTERPRET=1 is not set")
     return found
+
+
+def _refuse_tangents(*tensors: Tensor | None) -> None:
+    if torch.compiler.is_compiling():
+        return
+    if any(tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
+        raise RuntimeError(
+            'voxel_contrast has no derivative in forward mode (jvp); expected backward, or impl="reference"'
+        )
 
 
 def _check(

@@ -176,6 +176,17 @@ def test_half_precision_is_computed_in_float32(dtype, denominator):
 
 
 @DENOMINATORS
+@pytest.mark.parametrize("lowest", [-1, 0])  # 0: every voxel counts, and the gradient is not packed
+def test_a_coefficient_of_the_loss_is_not_rounded_to_half_precision(denominator, lowest):
+    features, labels, bank, _, _ = problem(3, (8, 8), dtype=torch.bfloat16)
+    labels, key_labels = labels.clamp_min(lowest), torch.arange(len(bank)) % 3
+    features = features.requires_grad_()
+    loss = voxel_contrast(features, labels, bank, key_labels, denominator=denominator)
+    whole, part = (torch.autograd.grad(factor * loss, features, retain_graph=True)[0] for factor in (1, 0.3))
+    assert torch.equal(part, (0.3 * whole.float()).bfloat16())
+
+
+@DENOMINATORS
 def test_autocast_changes_nothing(denominator):
     features, labels, bank, key_labels, weight = problem(4, (8, 8), dtype=torch.float32)
     for reduction in ("mean", "none"):
@@ -313,13 +324,15 @@ def test_negatives_vanish_when_the_classes_are_apart_and_all_stays_at_its_floor(
 
 
 @each
-def test_what_does_not_count_has_no_say(setting):
+@pytest.mark.parametrize("impl", ["torch", "reference"])
+def test_what_does_not_count_has_no_say(setting, impl):
     features, labels, bank, key_labels, weight = problem(7, (6, 6), missing=1)
-    expected = evaluate(features, labels, bank, key_labels, weight, **setting)
+    expected = evaluate(features, labels, bank, key_labels, weight, impl=impl, **setting)
     away = (labels < 0) | (labels == 2)  # ignored, or of a class without a key
     spoilt = features.masked_fill(away[:, None], math.nan)
     keys = bank.masked_fill((key_labels < 0)[:, None], math.nan)
-    ours = evaluate(spoilt, labels, keys, key_labels, weight, **setting)
+    spoilt_weight = weight.masked_fill(away, math.nan)
+    ours = evaluate(spoilt, labels, keys, key_labels, spoilt_weight, impl=impl, **setting)
     for own, other in zip(ours, expected):
         torch.testing.assert_close(own, other, atol=0, rtol=0)
     assert not ours[3].movedim(1, -1)[away].any()
@@ -334,7 +347,8 @@ def test_what_does_not_count_has_no_say(setting):
 @pytest.mark.parametrize(
     "case", ["no keys", "unwritten bank", "nothing labelled", "zero weight", "other classes", "no volumes"]
 )
-def test_nothing_to_do_is_an_attached_zero(denominator, impl, case):
+@pytest.mark.parametrize("spoilt", [False, True])
+def test_nothing_to_do_is_an_attached_zero(denominator, impl, case, spoilt):
     features, labels, bank, key_labels, weight = problem(8, (4, 4))
     bank, key_labels = (bank[:0], key_labels[:0]) if case == "no keys" else (bank, key_labels)
     key_labels = key_labels.fill_(-1) if case == "unwritten bank" else key_labels
@@ -343,6 +357,8 @@ def test_nothing_to_do_is_an_attached_zero(denominator, impl, case):
     weight = weight * 0 if case == "zero weight" else weight
     if case == "no volumes":
         features, labels, weight = features[:0], labels[:0], weight[:0]
+    if spoilt and case != "zero weight":  # whatever stands where nothing counts
+        features, weight = features + math.nan, weight + math.nan
     for reduction in ("mean", "sum", "none"):
         loss, *_, by_features, by_keys, by_weight = evaluate(
             features, labels, bank, key_labels, weight, denominator=denominator, impl=impl, reduction=reduction
@@ -413,6 +429,22 @@ def test_a_second_derivative_is_refused(denominator, reduction):
         gradient.square().sum().backward()
 
 
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_derivative_in_forward_mode_is_refused_and_not_zero(place):
+    features, labels, bank, key_labels, weight = problem(11, (4, 4))
+
+    def loss(value, impl):
+        leaves = [features, bank, weight]
+        leaves[place] = value
+        return voxel_contrast(leaves[0], labels, leaves[1], key_labels, weight=leaves[2], impl=impl)
+
+    value = [features, bank, weight][place]
+    _, tangent = torch.func.jvp(lambda value: loss(value, "reference"), (value,), (torch.rand_like(value),))
+    assert tangent != 0
+    with pytest.raises(RuntimeError, match="no derivative in forward mode"):
+        torch.func.jvp(lambda value: loss(value, "torch"), (value,), (torch.rand_like(value),))
+
+
 @DENOMINATORS
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_the_operator_keeps_its_promises_to_torch(denominator, reduction):
@@ -441,6 +473,22 @@ def test_a_gradient_handed_over_as_it_was_saved_is_nobody_elses(denominator):
     assert torch.allclose(features.grad, 4 * expected, rtol=1e-6, atol=0)
     loss = voxel_contrast(features, labels, bank, key_labels, denominator=denominator)
     assert torch.equal(torch.autograd.grad(loss, features)[0], expected)
+
+
+@DENOMINATORS
+@pytest.mark.parametrize("lowest", [-1, 0])  # 0: every voxel counts, and the gradient may be handed over
+def test_a_gradient_asked_for_by_itself_has_no_history_and_may_be_a_batch(denominator, lowest):
+    features, labels, bank, key_labels, _ = problem(3, (40,), dtype=torch.float32)
+    labels, key_labels = labels.clamp_min(lowest), torch.arange(len(bank)) % 3
+    features = features.requires_grad_()
+
+    def loss():
+        return voxel_contrast(features, labels, bank, key_labels, denominator=denominator)
+
+    (gradient,) = torch.autograd.grad(loss(), features)
+    assert not gradient.requires_grad
+    (batch,) = torch.autograd.grad(loss(), features, torch.tensor([1.0, 2.0, 1.0]), is_grads_batched=True)
+    torch.testing.assert_close(batch, torch.stack([gradient, 2 * gradient, gradient]))
 
 
 @DENOMINATORS
