@@ -4,7 +4,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,24 @@ from ssmis.schedules import ramp_to
 from ssmis.uncertainty import lowest_entropy
 
 __all__ = ["PRESETS", "DualUncertainty", "DualUncertaintyConfig"]
+
+
+class Seen(NamedTuple):
+    """What the nets said about a batch, each by its name.
+
+    Attributes:
+        batch: as they saw it.
+        outputs: of all its volumes.
+        unlabelled: of the unlabelled ones.
+        judged: logits of the pseudo-labels that a net, or the averages in its place, gives to its peer.
+        keep: bool `(U, *S)`, the voxels whose pseudo-labels are surest.
+    """
+
+    batch: Batch
+    outputs: Mapping[str, NetOutput]
+    unlabelled: Mapping[str, NetOutput]
+    judged: Mapping[str, Tensor]
+    keep: Mapping[str, Tensor]
 
 
 @RECIPES.register("dual_uncertainty")
@@ -86,70 +104,74 @@ class DualUncertainty(Recipe):
         if len(batch.unlabelled) == 0:
             raise ValueError("the batch has no unlabelled volumes; dual_uncertainty needs some in every batch")
         c = self.config
-        early = progress < c.unlabelled_from
+        learns = progress >= c.unlabelled_from
         since = max(0.0, progress - c.unlabelled_from) / (1 - c.unlabelled_from)
-        batch, as_mixed = (batch.without_unlabelled(), None) if early else self._mixed(batch)
+        batch, as_mixed = self._mixed(batch) if learns else (batch.without_unlabelled(), lambda maps: maps)
         images = batch.student_images
-        ramp = ramp_to(since, c.ramp_end)
         outputs = {name: self.run_net(name, images) for name in self.students}
         labelled, unlabelled = {}, {}
         for name, output in outputs.items():
             labelled[name], unlabelled[name] = batch.split(output)
-        judged = {} if as_mixed is None else {n: as_mixed(z) for n, z in self._judged(batch, unlabelled).items()}
+        judged = {n: as_mixed(z) for n, z in self._judged(batch, unlabelled).items()} if learns else {}
         keep = {
             name: lowest_entropy(logits, c.keep_fraction, scope=c.filter_scope, valid=batch.valid)
             for name, logits in judged.items()
         }
-        everything = c.rectified_on == "all"
-        everywhere = torch.cat([batch.labels >= 0, valid_voxels(batch)]) if everything else batch.valid
-        targets: dict[str, Any] = {
+        seen = Seen(batch, outputs, unlabelled, judged, keep)
+        first, second = self.students
+        terms = Terms()
+        for place, name, peer in (("first", first, second), ("second", second, first)):
+            self._from_labels(terms, place, name, labelled[name].logits, labelled[peer].logits, batch.labels)
+            if learns:
+                self._from_pseudo_labels(terms, place, name, peer, seen, since)
+        return terms
+
+    def _from_labels(self, terms: Terms, place: str, name: str, own: Tensor, peer: Tensor, labels: Tensor) -> None:
+        """Terms of the labelled volumes, into one net."""
+        c = self.config
+        supervised = dice_ce(own, labels, ce_weight=c.ce_weight, dice_weight=c.dice_weight, reduction=c.reduction)
+        terms.add(f"supervised/{name}", supervised, 1.0, reaches=[name])
+        if c.disagreement_weight > 0 and c.disagreement_into in ("both", place):
+            gap = confidence_disagreement(own, peer, labels, threshold=c.disagreement_threshold, reduction=c.reduction)
+            terms.add(f"disagreement/{name}", gap, c.disagreement_weight, reaches=[name])
+
+    def _from_pseudo_labels(self, terms: Terms, place: str, name: str, peer: str, seen: Seen, since: float) -> None:
+        """Terms of the unlabelled volumes, into one net; `since` is the progress since they joined."""
+        c, batch = self.config, seen.batch
+        ramp = ramp_to(since, c.ramp_end)
+        own, judged = seen.unlabelled[name].logits, seen.judged[peer]
+        how: dict[str, Any] = {
             "targets": c.targets,
             "sharpen_temperature": c.sharpen_temperature,
             "reduction": c.reduction,
         }
-        first, second = self.students
-        terms = Terms()
-        for name, peer in ((first, second), (second, first)):
-            own_l, peer_l = labelled[name].logits, labelled[peer].logits
 
-            def add(term: str, value: Tensor, weight: float, name: str = name) -> None:
-                terms.add(f"{term}/{name}", value, weight, reaches=[name])
+        def add(term: str, value: Tensor, weight: float) -> None:
+            terms.add(f"{term}/{name}", value, weight, reaches=[name])
 
-            place = "first" if name == first else "second"
-            supervised = dice_ce(
-                own_l, batch.labels, ce_weight=c.ce_weight, dice_weight=c.dice_weight, reduction=c.reduction
-            )
-            add("supervised", supervised, 1.0)
-            if c.disagreement_weight > 0 and c.disagreement_into in ("both", place):
-                gap = confidence_disagreement(
-                    own_l, peer_l, batch.labels, threshold=c.disagreement_threshold, reduction=c.reduction
-                )
-                add("disagreement", gap, c.disagreement_weight)
-            if early:
-                continue
-            own_u, peer_u = unlabelled[name].logits, judged[peer]
-            if c.rectified_weight > 0 and c.rectified_into in ("both", place):
-                own, other = (outputs[name].logits, outputs[peer].logits) if everything else (own_u, peer_u)
-                loss: Any = partial(kl_rectified_ce, detach_weight=c.detach_weight) if c.kl_rectified else pseudo_ce
-                add("rectified", loss(own, other, mask=everywhere, **targets), c.rectified_weight * ramp)
-            if c.filtered_weight > 0:
-                filtered = pseudo_ce(own_u, peer_u, mask=keep[peer], **targets)
-                add("filtered", filtered, c.filtered_weight * ramp)
-            if c.pseudo_dice_weight > 0:
-                if c.targets == "soft":
-                    dice = dice_consistency(own_u, peer_u, mask=batch.valid, reduction=c.reduction)
-                else:
-                    dice = soft_dice(own_u, top_class(peer_u), mask=batch.valid, reduction=c.reduction)
-                add("pseudo_dice", dice, c.pseudo_dice_weight * ramp)
-            if c.cosine_weight > 0:
-                cosine = cosine_consistency(own_u, unlabelled[peer].logits, mask=batch.valid, reduction=c.reduction)
-                add("cosine", cosine, c.cosine_weight * ramp)
-            if c.contrast_weight > 0:
-                contrast, stats = self._contrast(batch, name, outputs[name], peer_u, keep[peer])
-                weight = c.contrast_weight / 2 * ramp_to(since, c.contrast_ramp_end)
-                add("contrast", contrast, weight)  # half: the loss is the mean over both nets
-                terms.notes[f"anchors/{name}"], terms.notes[f"anchors_skipped/{name}"] = stats.valid, stats.skipped
-        return terms
+        if c.rectified_weight > 0 and c.rectified_into in ("both", place):
+            student, teacher, where = own, judged, batch.valid
+            if c.rectified_on == "all":
+                student, teacher = seen.outputs[name].logits, seen.outputs[peer].logits
+                where = torch.cat([batch.labels >= 0, valid_voxels(batch)])
+            loss: Any = partial(kl_rectified_ce, detach_weight=c.detach_weight) if c.kl_rectified else pseudo_ce
+            add("rectified", loss(student, teacher, mask=where, **how), c.rectified_weight * ramp)
+        if c.filtered_weight > 0:
+            add("filtered", pseudo_ce(own, judged, mask=seen.keep[peer], **how), c.filtered_weight * ramp)
+        if c.pseudo_dice_weight > 0:
+            if c.targets == "soft":
+                dice = dice_consistency(own, judged, mask=batch.valid, reduction=c.reduction)
+            else:
+                dice = soft_dice(own, top_class(judged), mask=batch.valid, reduction=c.reduction)
+            add("pseudo_dice", dice, c.pseudo_dice_weight * ramp)
+        if c.cosine_weight > 0:
+            other = seen.unlabelled[peer].logits
+            cosine = cosine_consistency(own, other, mask=batch.valid, reduction=c.reduction)
+            add("cosine", cosine, c.cosine_weight * ramp)
+        if c.contrast_weight > 0:
+            contrast, stats = self._contrast(batch, name, seen.outputs[name], judged, seen.keep[peer])
+            add("contrast", contrast, c.contrast_weight / 2 * ramp_to(since, c.contrast_ramp_end))  # mean of both nets
+            terms.notes[f"anchors/{name}"], terms.notes[f"anchors_skipped/{name}"] = stats.valid, stats.skipped
 
     def begin_step(self) -> None:
         """Forget the candidates of a step that was skipped."""
