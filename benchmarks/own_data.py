@@ -41,11 +41,9 @@ def main() -> None:
     todo = [run for run in runs if not (run[0] / "cases.csv").is_file()]
     if args.beside > 1:
         one = [sys.executable, __file__, *sys.argv[1:], "--only_run", "--beside", "1"]
-        for start in range(0, len(todo), args.beside):
-            some = todo[start : start + args.beside]
-            commands = [[*one, "--recipes", recipe, "--seeds", str(seed)] for _, recipe, seed in some]
-            if status := run_beside(commands):
-                sys.exit(status)
+        commands = [[*one, "--recipes", recipe, "--seeds", str(seed)] for _, recipe, seed in todo]
+        if status := run_beside(commands, at_once=args.beside):
+            sys.exit(status)
         todo = []
     for folder, recipe, seed in todo:
         train(args.data, print, out=str(folder), recipe=recipe, seed=seed, steps=args.steps, nets=args.nets,

@@ -8,6 +8,8 @@ import sys
 import textwrap
 import time
 
+import pytest
+
 from ssmis.engine import run_beside
 
 
@@ -44,6 +46,40 @@ def test_each_has_its_threads(tmp_path):
     source = "import os, sys; open(sys.argv[1], 'w').write(os.environ['OMP_NUM_THREADS'])"
     assert run_beside([python(source, tmp_path / "threads")], threads=3) == 0
     assert (tmp_path / "threads").read_text() == "3"
+
+
+def test_the_next_starts_when_one_has_ended(tmp_path):
+    counts = """
+        import sys, time
+        from pathlib import Path
+        folder, name, other = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+        (folder / name).touch()
+        end = time.monotonic() + 60
+        while other and not (folder / other).exists() and time.monotonic() < end:
+            time.sleep(0.02)
+        running = len([path for path in folder.iterdir() if path.name in "abcd"])
+        (folder / f"{name} done").write_text(f"{running} {time.monotonic() < end}")
+        (folder / name).unlink()
+        """
+    commands = [python(counts, tmp_path, *names) for names in (("a", "d done"), ("b", ""), ("c", ""), ("d", ""))]
+    assert run_beside(commands, at_once=2) == 0  # a waits for the last one: nobody waited for a
+    for name in "abcd":
+        running, in_time = (tmp_path / f"{name} done").read_text().split()
+        assert int(running) <= 2
+        assert in_time == "True"
+
+
+def test_one_that_fails_keeps_the_rest_from_starting(tmp_path):
+    writes = "import sys; open(sys.argv[1], 'w')"
+    assert run_beside([python("import sys; sys.exit(3)"), python(writes, tmp_path / "b")], at_once=1) == 3
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_program_that_cannot_start_ends_the_others(tmp_path):
+    with pytest.raises(OSError, match="no_such_program"):
+        run_beside([python("import time; time.sleep(60)"), ["no_such_program"]])
+    with pytest.raises(ValueError, match="at_once is 0"):
+        run_beside([], at_once=0)
 
 
 def test_one_that_fails_ends_the_others_and_gives_its_status(tmp_path):
