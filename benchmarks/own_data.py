@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", default=["supervised", "dual_uncertainty"])
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--nets", nargs="+")
+    parser.add_argument("--norm", help="of the nets, in place of the default")
     parser.add_argument("--preset", help="of recipes that have some, in place of the default")
     parser.add_argument("--coefficients", nargs="+", help="of dual_uncertainty: NAME=VALUE, in place of the preset's")
     parser.add_argument("--spacing_mm", type=float, nargs="+")
@@ -55,7 +56,7 @@ def main() -> None:
 
 
 def _choices(args: argparse.Namespace, recipe: str) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"norm": args.norm} if args.norm else {}
     if args.preset and "preset" in signature(RECIPES[recipe].factory).parameters:
         found["preset"] = args.preset
     if recipe == "dual_uncertainty":

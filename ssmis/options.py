@@ -44,6 +44,7 @@ class TrainOptions:
         patch: training patch; default: by the data and the memory.
         batch: labelled, and as many unlabelled, patches a step; default: by the data.
         width: channels of the nets at full resolution; default: by the memory.
+        norm: of the nets: batch, instance, group or none; default: instance, or group where a patch ends as one voxel.
         intensity: zscore, clip or unit; default: by the data.
         mirror: flip patches along every axis; only where left and right are alike.
         learning_rate: base rate.
@@ -69,6 +70,7 @@ class TrainOptions:
     patch: list[int] | None = None
     batch: int | None = None
     width: int | None = None
+    norm: str | None = None
     intensity: str | None = None
     mirror: bool = False
     learning_rate: float = 5e-3

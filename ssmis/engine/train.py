@@ -25,6 +25,7 @@ from ssmis.engine.lock import locked
 from ssmis.engine.protocol import Protocol
 from ssmis.engine.runtime import pick_device, pick_precision
 from ssmis.engine.trained import DROPOUT, build_recipe, preset_of
+from ssmis.nets.blocks import NORMS
 from ssmis.options import TrainOptions, checked
 
 UPRIGHT = replace(Augment.strong(), flip_axes=(), rot90=False, affine_probability=0.5)
@@ -141,6 +142,8 @@ def resolved(options: TrainOptions) -> TrainOptions:
                 raise ValueError(f"{name} is {value}; expected more than 0")
     if options.seed < 0:
         raise ValueError(f"seed is {options.seed}; expected 0 or more")
+    if options.norm is not None:
+        check_choice(options.norm, NORMS, name="norm")
     if options.intensity is not None:
         check_choice(options.intensity, INTENSITIES, name="intensity")
     device = pick_device(options.device)

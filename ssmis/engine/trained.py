@@ -3,6 +3,7 @@
 
 import inspect
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,13 +80,16 @@ class TrainedRun:
         return recipe.eval()
 
 
-def build_nets(names: Sequence[str] | None, plan: Plan, *, single: bool = False) -> dict[str, nn.Module]:
+def build_nets(
+    names: Sequence[str] | None, plan: Plan, *, single: bool = False, norm: str = "batch"
+) -> dict[str, nn.Module]:
     """Build nets for a plan.
 
     Args:
         names: of the registry, each perhaps with an encoder: `timm_unet:resnet18`; None: the pair of `dual_nets`.
         plan: shapes them.
         single: without names, the V-Net alone.
+        norm: of those that have a choice.
 
     Raises:
         ValueError: an unknown net, or one that does not work in the plan's number of axes.
@@ -96,6 +100,7 @@ def build_nets(names: Sequence[str] | None, plan: Plan, *, single: bool = False)
         "dims": plan.dims,
         "widths": plan.widths,
         "dropout": DROPOUT,
+        "norm": norm,
         "pooling": plan.pooling,
         "kernels": plan.kernels,
     }
@@ -136,7 +141,7 @@ def build_recipe(options: TrainOptions, plan: Plan) -> Recipe:
         raise ValueError(f"{taken[0]} is no coefficient; expected an option of its own")
 
     def build(names: list[str] | None, **choice: bool) -> Recipe:
-        nets = build_nets(names, plan, **choice)
+        nets = build_nets(names, plan, norm=norm_of(options, plan), **choice)
         try:
             return entry.factory(nets, **arguments, **coefficients)
         except TypeError as error:
@@ -153,6 +158,17 @@ def build_recipe(options: TrainOptions, plan: Plan) -> Recipe:
         if "exactly one" not in str(refused):
             raise
     return build(None, single=True)
+
+
+def norm_of(options: TrainOptions, plan: Plan) -> str:
+    """The norm of the nets: the options', else one of single images, since a batch of few patches says little.
+
+    Instance norm has nothing to normalise in a map of one voxel: there it is group norm.
+    """
+    if options.norm is not None:
+        return options.norm
+    coarsest = [size // math.prod(steps) for size, steps in zip(plan.patch, zip(*plan.pooling))]
+    return "group" if math.prod(coarsest) <= 1 else "instance"
 
 
 def read_coefficients(words: Sequence[str] | None) -> dict[str, Any]:

@@ -17,6 +17,7 @@ def dual_nets(
     widths: Sequence[int] = (16, 32, 64, 128, 256),
     blocks: Sequence[int] = (3, 4, 6, 3),
     dropout: float = 0.5,
+    norm: str = "batch",
     pooling: Sequence[Sequence[int]] | None = None,
     kernels: Sequence[Sequence[int]] | None = None,
 ) -> dict[str, nn.Module]:
@@ -27,7 +28,14 @@ def dual_nets(
     Raises:
         ValueError: an argument is out of range, or `blocks` does not fit `widths`.
     """
-    shape: dict[str, Any] = {"dims": dims, "widths": widths, "dropout": dropout, "pooling": pooling, "kernels": kernels}
+    shape: dict[str, Any] = {
+        "dims": dims,
+        "widths": widths,
+        "dropout": dropout,
+        "norm": norm,
+        "pooling": pooling,
+        "kernels": kernels,
+    }
     return {
         "resnet": ResNetUNet(in_channels, classes, blocks=blocks, **shape),
         "vnet": VNet(in_channels, classes, **shape),

@@ -358,7 +358,7 @@ def test_a_run_is_evaluated_where_its_data_are_now(tmp_path):
      ({"memory_gb": -1.0}, "memory_gb is"), ({"batch": 0}, "batch is 0"), ({"width": -4}, "width is"),
      ({"seed": -1}, "seed is -1"), ({"intensity": "zcore"}, "intensity is 'zcore'"),
      ({"precision": "half"}, "precision is 'half'"), ({"device": "gpu"}, "device is 'gpu'"),
-     ({"nets": ["unet:resnet18"]}, "'unet' has none to choose")],
+     ({"norm": "layer"}, "norm is 'layer'"), ({"nets": ["unet:resnet18"]}, "'unet' has none to choose")],
 )  # fmt: skip
 def test_options_no_training_can_have_are_refused_before_anything_is_written(option, told, tmp_path):
     data = plain(tmp_path / "data")
@@ -438,6 +438,23 @@ def test_coefficients_take_the_place_of_the_presets():
     assert (config.kl_rectified, config.keep_fraction) == (False, 1)
     untouched = build_recipe(TrainOptions("DATA"), small_plan()).config
     assert config.unlabelled_from == untouched.unlabelled_from == 0.5  # the rest is the preset's
+
+
+@pytest.mark.parametrize("recipe", ["supervised", "mean_teacher", "dual_uncertainty"])
+def test_nets_have_the_norm_that_was_asked_for(recipe):
+    kinds = {"batch": torch.nn.BatchNorm3d, "instance": torch.nn.InstanceNorm3d, "group": torch.nn.GroupNorm}
+    for norm, kind in kinds.items():
+        nets = build_recipe(TrainOptions("DATA", recipe=recipe, norm=norm), small_plan()).students
+        found = {type(module) for net in nets.values() for module in net.modules() if type(module) in kinds.values()}
+        assert found == {kind}
+
+
+@pytest.mark.parametrize(("patch", "kind"), [(16, torch.nn.GroupNorm), (32, torch.nn.InstanceNorm3d)])
+def test_nets_are_normalised_by_single_images_if_nothing_is_said(patch, kind):
+    nets = build_recipe(TrainOptions("DATA"), small_plan(patch=patch)).students
+    assert all(any(isinstance(module, kind) for module in net.modules()) for net in nets.values())
+    for net in nets.values():
+        assert torch.isfinite(net(torch.randn(1, 1, *[patch] * 3)).logits).all()
 
 
 @pytest.mark.parametrize(
