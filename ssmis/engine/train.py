@@ -24,7 +24,7 @@ from ssmis.engine.fit import FitResult, fit
 from ssmis.engine.lock import locked
 from ssmis.engine.protocol import Protocol
 from ssmis.engine.runtime import pick_device, pick_precision
-from ssmis.engine.trained import DROPOUT, build_recipe, preset_of
+from ssmis.engine.trained import DROPOUT, build_recipe, norm_of, preset_of
 from ssmis.nets.blocks import NORMS
 from ssmis.options import TrainOptions, checked
 
@@ -79,7 +79,7 @@ def _train(chosen: TrainOptions, tell: Callable[[str], object], world: World) ->
     unlabelled = () if chosen.recipe == "supervised" else split.unlabelled
     facts = protocol.facts(labelled=split.labelled, unlabelled=unlabelled)
     facts |= {"recipe": chosen.recipe, "preset": preset_of(chosen), "coefficients": chosen.coefficients}
-    facts |= {"plan": json.loads(json.dumps(asdict(plan)))}
+    facts |= {"norm": norm_of(chosen, plan), "plan": json.loads(json.dumps(asdict(plan)))}
     result = fit(
         recipe,
         protocol.batches(cache, split.labelled, unlabelled),

@@ -80,16 +80,14 @@ class TrainedRun:
         return recipe.eval()
 
 
-def build_nets(
-    names: Sequence[str] | None, plan: Plan, *, single: bool = False, norm: str = "batch"
-) -> dict[str, nn.Module]:
+def build_nets(names: Sequence[str] | None, plan: Plan, *, single: bool = False, norm: str) -> dict[str, nn.Module]:
     """Build nets for a plan.
 
     Args:
         names: of the registry, each perhaps with an encoder: `timm_unet:resnet18`; None: the pair of `dual_nets`.
         plan: shapes them.
         single: without names, the V-Net alone.
-        norm: of those that have a choice.
+        norm: of those that have a choice, see `norm_of`.
 
     Raises:
         ValueError: an unknown net, or one that does not work in the plan's number of axes.

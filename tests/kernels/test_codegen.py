@@ -29,31 +29,32 @@ def default(card, dtype, width, name, layout="contiguous"):
     return next(v for v in reversed(own) if str(v.config) == str(own[0].config))
 
 
-def check(variant, card, dtype):
+def wrong_with(variant, card, dtype):
+    """Complaints about a compiled variant; one that has no registers was not compiled."""
     found = resources(variant, card, dtype)
     assert found.registers > 0
-    assert not complaints(found, card, dtype, variant.name)
+    return complaints(found, card, dtype, variant.name)
 
 
 @on_cards
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", KERNELS)
 def test_kernels_fit_the_cards(card, dtype, name):
-    check(default(card, dtype, 16, name), card, dtype)
+    assert wrong_with(default(card, dtype, 16, name), card, dtype) == []
 
 
 @on_cards
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("width", [64, 256])
 def test_wide_features_fit_too(card, dtype, width):
-    check(default(card, dtype, width, "forward, negatives", "odd"), card, dtype)
+    assert wrong_with(default(card, dtype, width, "forward, negatives", "odd"), card, dtype) == []
 
 
 @on_cards
 @pytest.mark.parametrize("name", ["forward, negatives", "keys, negatives"])
 @pytest.mark.parametrize("layout", ["channels last", "odd"])
 def test_layouts_with_more_arithmetic_fit_too(card, name, layout):
-    check(default(card, "fp32", 16, name, layout), card, "fp32")
+    assert wrong_with(default(card, "fp32", 16, name, layout), card, "fp32") == []
 
 
 @on_cards
