@@ -62,7 +62,7 @@ def contrast(
         with_keys: also compute the gradient by the keys; else it is zero.
         storage: dtype of the gradient `(B, E, V)`; default: as below.
         places: int32 `(B, V)`, used on a CPU only. If given and some voxels do not count, the gradient is packed, its
-            other columns stay unwritten, and here is written in which of them each voxel's is; see `unpack`.
+            other columns are zero, and here is written in which one each voxel's is; see `unpack`.
 
     Returns:
         Losses `(B, V)`, gradient `(B, E, V)` and gradient `(M, E)` in the dtype of the prepared keys.
@@ -78,11 +78,9 @@ def contrast(
     losses = features.new_zeros(classes.shape, dtype=dtype)
     whole = bool(counted.all())
     packing = None if whole else places
-    allocate = torch.empty_like if whole or packing is not None else torch.zeros_like
-    grad_features = allocate(features, dtype=storage or dtype) if scale is not None else None
-    if packing is not None and grad_features is not None:
-        grad_features[:, :, -1] = 0  # where no voxel's own is unless all of its volume count
-        packing.fill_(features.shape[2] - 1)
+    grad_features = None if scale is None else room_like(features, storage or dtype, zero=not whole)
+    if packing is not None:
+        packing.fill_(features.shape[2] - 1)  # where no voxel's own is unless all of its volume count
     kind: type[Step] = All
     if denominator == "negatives":
         kind = FewNegatives if len(keys.directions) <= _FEW else Negatives
@@ -99,18 +97,20 @@ def contrast(
 
     def work(share: list[Block]) -> Tensor:
         grad_directions, step, last = torch.zeros_like(keys.directions), None, None
+        spare = torch.empty(2, features.shape[1] * size, dtype=dtype)  # new memory for each block would be slower
         for group, volume, voxels, room in share:
             if step is None or group != last:
                 step, last = kind(keys, group, temperature, narrow, grad_directions if with_keys else None), group
             own = _take(features[volume], voxels, dtype, kind.any_layout)  # (E, n)
-            own, lengths = direct(own, 0) if normalize else (own, own.new_ones(()))
+            scratch, unit = (_laid_out(memory, own) for memory in spare)
+            own, lengths = direct(own, 0, scratch, unit) if normalize else (own, own.new_ones(()))
             weight = None if scale is None else _pick(scale[volume], voxels).to(dtype)
             loss, gradient = step(own, weight, _pick(classes[volume], voxels))
             _fill(losses[volume], voxels, loss)
             if grad_features is None or gradient is None:
                 continue
             if normalize:
-                gradient.addcmul_(own, (own * gradient).sum(0), value=-1)
+                gradient.addcmul_(own, torch.mul(own, gradient, out=scratch).sum(0), value=-1)
             _put(grad_features[volume], voxels if packing is None else room, gradient, lengths)
             if packing is not None:
                 _fill(packing[volume], voxels, torch.arange(room.start, room.stop, dtype=packing.dtype))
@@ -120,6 +120,18 @@ def contrast(
     if scale is None:
         return losses, None, None
     return losses, grad_features, keys_gradient(grad_directions, keys, normalize=normalize)
+
+
+def room_like(like: Tensor, dtype: torch.dtype, *, zero: bool) -> Tensor:
+    """Memory in the shape and layout of a tensor, on a CPU, as it comes or zero.
+
+    numpy asks the system for large pages, which torch does not, so the first write takes half the time; and for zeros
+    that are large it leaves to the system what is never written.
+    """
+    strides = torch.empty_like(like, device="meta").stride()
+    allocate = np.zeros if zero else np.empty
+    room = torch.from_numpy(allocate(max(like.numel(), 1) * dtype.itemsize, dtype=np.uint8))
+    return room.view(dtype).as_strided(like.shape, strides)
 
 
 def unpack(packed: Tensor, places: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -197,6 +209,12 @@ def _take(features: Tensor, voxels: slice | Tensor, dtype: torch.dtype, any_layo
     if any_layout or features.stride(0) != 1:
         return some.to(dtype)
     return some.new_empty(some.shape, dtype=dtype).copy_(some)
+
+
+def _laid_out(memory: Tensor, like: Tensor) -> Tensor:
+    """First part of a memory in shape and layout of a matrix."""
+    some = memory[: like.numel()]
+    return some.view(like.shape[::-1]).T if like.stride(0) == 1 else some.view(like.shape)
 
 
 def _put(features: Tensor, voxels: slice | Tensor, values: Tensor, divisor: Tensor) -> None:

@@ -79,11 +79,16 @@ def keep(values: Tensor, mask: Tensor) -> Tensor:
     return (values.view(integers) * mask).view(values.dtype)  # a random mask costs `where` 8 times as much
 
 
-def direct(vectors: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """Vectors over their lengths, and the lengths; shorter than 1e-12: zero, and an infinite length (no gradient)."""
-    lengths = vectors.square().sum(dim, keepdim=True).sqrt_()
+def direct(
+    vectors: Tensor, dim: int, scratch: Tensor | None = None, out: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Vectors over their lengths, and the lengths; shorter than 1e-12: zero, and an infinite length (no gradient).
+
+    `scratch` and `out`, of the vectors' shape, are memory to use for squares and result.
+    """
+    lengths = torch.mul(vectors, vectors, out=scratch).sum(dim, keepdim=True).sqrt_()
     lengths = lengths.masked_fill_(lengths < SHORTEST, math.inf)
-    return vectors / lengths, lengths
+    return torch.div(vectors, lengths, out=out), lengths
 
 
 def keys_gradient(by_directions: Tensor, keys: Keys, *, normalize: bool) -> Tensor:

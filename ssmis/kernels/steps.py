@@ -59,6 +59,7 @@ class Step(ABC):
         # a few more than needed: rows a power of two apart would share their places in the cache
         self.space = keys.directions.new_empty(4, len(keys.directions) * self.size + 272)
         self.rooms: dict[tuple[int, int, int], Tensor] = {}
+        self.kept = [keys.directions.new_empty(0)] * 2
 
     @abstractmethod
     def __call__(self, own: Tensor, weight: Tensor | None, classes: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -76,6 +77,13 @@ class Step(ABC):
         if shape not in self.rooms:
             self.rooms[shape] = self.space[slot, : shape[0] * shape[1]].view(shape[:2])
         return self.rooms[shape]
+
+    def sums(self, own: Tensor, slot: int = 0) -> Tensor:
+        """Memory for sums over keys `(E + 1, n)`, valid until the next block."""
+        rows, columns = len(own) + 1, own.shape[1]
+        if self.kept[slot].numel() < rows * columns:
+            self.kept[slot] = own.new_empty(rows * columns)
+        return self.kept[slot][: rows * columns].view(rows, columns)
 
     def attend(self, side: Side, own: Tensor, sums: Tensor) -> tuple[Tensor, Tensor | None]:
         """Write the sums over keys `(E + 1, n)`; return the powers `(m, n)` and the exponents' shift `(n,)`."""
@@ -104,7 +112,7 @@ class All(Step):
 
     def __call__(self, own: Tensor, weight: Tensor | None, classes: Tensor) -> tuple[Tensor, Tensor | None]:
         """Losses and gradient of a block."""
-        sums = own.new_empty(len(own) + 1, own.shape[1])
+        sums = self.sums(own)
         tops: list[Tensor] = []
         weights = itertools.repeat(None) if weight is None or self.grad_directions is None else weight.split(self.size)
         for some, out, factor in zip(own.split(self.size, 1), sums.split(self.size, 1), weights):
@@ -139,7 +147,7 @@ class Negatives(Step):
 
     def __call__(self, own: Tensor, weight: Tensor | None, classes: Tensor) -> tuple[Tensor, Tensor | None]:
         """Losses and gradient of a block."""
-        sums, pulled = own.new_empty(2, len(own) + 1, own.shape[1])
+        sums, pulled = self.sums(own), self.sums(own, 1)
         loss, count = own.new_empty(own.shape[1]), len(self.positive.rows)
         weight = None if weight is None else weight / count
         weights = itertools.repeat(None) if weight is None else weight.split(self.size)
