@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ssmis.kernels.operator import once_differentiable
+
 
 @torch.library.custom_op("ssmis::voxel_contrast_device", mutates_args=())
 def voxel_contrast_device_op(
@@ -154,14 +156,13 @@ def _(
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     features, _, keys, key_labels, weight, *settings, needs = inputs
     ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*output[1:])
     ctx.settings, ctx.needs = settings, needs
     loss, _, _, *saved = output
     ctx.save_for_backward(features if needs[1] else None, keys, key_labels, weight, loss, *saved)
 
 
-def _backward(ctx: Any, upstream: Tensor | None, *others: Tensor | None) -> tuple[Tensor | None, ...]:
-    if any(other is not None for other in others):
-        raise RuntimeError("voxel_contrast has no second derivative: its gradient is computed in the forward pass")
+def _backward(ctx: Any, upstream: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     rest = (None,) * 6
     if upstream is None:
         return None, None, None, None, None, *rest
@@ -169,7 +170,9 @@ def _backward(ctx: Any, upstream: Tensor | None, *others: Tensor | None) -> tupl
     gradients = voxel_contrast_device_backward_op(
         upstream, features, keys, key_labels, weight, saved, *ctx.settings, ctx.needs
     )
-    first, second, third = (gradient if need else None for gradient, need in zip(gradients, ctx.needs))
+    first, second, third = once_differentiable(
+        gradient if need else None for gradient, need in zip(gradients, ctx.needs)
+    )
     return first, None, second, None, third, *rest
 
 

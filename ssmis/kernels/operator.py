@@ -6,7 +6,7 @@ of voxels that count, one after another); backward multiplies it and gives each 
 the upstream gradient differs from voxel to voxel, so backward makes the pass.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -136,7 +136,7 @@ def voxel_contrast_op(
 
 def _places(features: Tensor, needs: Sequence[bool]) -> Tensor:
     packs = needs[0] and features.device.type == "cpu"
-    return features.new_empty((len(features), features.shape[2]) if packs else (0, 0), dtype=torch.int32)
+    return features.new_zeros((len(features), features.shape[2]) if packs else (0, 0), dtype=torch.int32)
 
 
 @torch.library.custom_op("ssmis::voxel_contrast_unpack", mutates_args=())
@@ -176,11 +176,24 @@ def _scaled(saved: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:
     return rounded
 
 
-def _refuse(*_: Any) -> Any:
-    raise RuntimeError("voxel_contrast has no second derivative: its gradient is computed in the forward pass")
+class _Once(torch.autograd.Function):
+    """A value that something asked for a derivative of; it has none."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, wanted: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> Any:
+        raise RuntimeError("voxel_contrast has no second derivative: its gradient is computed in the forward pass")
 
 
-voxel_contrast_unpack_op.register_autograd(_refuse)
+def once_differentiable(gradients: Iterable[Tensor | None]) -> tuple[Tensor | None, ...]:
+    """Gradients as a backward pass returns them; a derivative of one, where the pass keeps a graph, is an error."""
+    if not torch.is_grad_enabled():
+        return tuple(gradients)
+    wanted = torch.zeros((), requires_grad=True)
+    return tuple(None if gradient is None else _Once.apply(gradient, wanted) for gradient in gradients)
 
 
 @torch.library.custom_op("ssmis::voxel_contrast_backward", mutates_args=())
@@ -269,6 +282,7 @@ def _(
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     features, labels, keys, key_labels, weight, *settings, reduction, needs = inputs
     ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*output[1:])
     ctx.settings, ctx.reduction, ctx.needs = settings, reduction, needs
     ctx.dtypes = features.dtype, keys.dtype, None if weight is None else weight.dtype
     if reduction == "none":
@@ -277,9 +291,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
         ctx.save_for_backward(output[1], *output[3:])
 
 
-def _backward(ctx: Any, upstream: Tensor | None, *others: Tensor | None) -> tuple[Tensor | None, ...]:
-    if any(other is not None for other in others):
-        _refuse()
+def _backward(ctx: Any, upstream: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     rest = (None,) * 6
     if upstream is None:
         return None, None, None, None, None, *rest
@@ -288,11 +300,11 @@ def _backward(ctx: Any, upstream: Tensor | None, *others: Tensor | None) -> tupl
     else:
         valid, first, second, third, places = ctx.saved_tensors
         if ctx.needs[0] and _hands_over(upstream, first, places, valid, ctx.dtypes[0]):
-            first = first.detach()  # saved as an output of this node, it names the node as its origin
+            first = first.detach()
         elif ctx.needs[0]:
             first = voxel_contrast_unpack_op(upstream, first, places, valid, ctx.dtypes[0])
         gradients = first, upstream * second, upstream * third
-    features, keys, weight = (
+    features, keys, weight = once_differentiable(
         gradient.to(dtype) if need else None for gradient, dtype, need in zip(gradients, ctx.dtypes, ctx.needs)
     )
     return features, None, keys, None, weight, *rest

@@ -181,8 +181,8 @@ def forward(
         gradient=torch.empty_like(features) if with_gradient else features.new_empty(0, 0, 0),
         slope=room(with_gradient or with_state),
         place=room(with_state, torch.int32),
-        level=room(with_state),
-        push=room(with_state and denominator == "negatives"),
+        level=room(with_state).zero_(),  # blocks with nothing to do do not write it
+        push=room(with_state and denominator == "negatives").zero_(),
     )
     means = torch.empty_like(tables.directions, dtype=torch.float32)
     narrow = normalize and 1 / temperature <= _LARGEST_EXPONENT
