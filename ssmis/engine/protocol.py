@@ -29,6 +29,7 @@ class Protocol:
         widths: channels of the nets from full resolution to the bottleneck.
         blocks: residual blocks a stage of the ResNet.
         dropout: of the nets.
+        norm: of the nets: "batch", "instance", "group" or "none".
         preset: of the semi-supervised row.
         scale: training grid in relation to the original one, per axis; images are area-averaged, probabilities
             brought back by trilinear interpolation. Metrics are always on the original grid.
@@ -55,6 +56,7 @@ class Protocol:
     widths: tuple[int, ...] = (16, 32, 64, 128, 256)
     blocks: tuple[int, ...] = (3, 4, 6, 3)
     dropout: float = 0.5
+    norm: str = "batch"
     preset: str = "paper"
     scale: float = 1.0
     labelled_per_batch: int = 2
@@ -74,13 +76,14 @@ class Protocol:
     foreground_margin: int | None = 8
 
     def nets(self) -> dict[str, nn.Module]:
-        """Return the dual-network pair, new, with the classes, axes, widths, blocks and dropout of this protocol."""
+        """Return the dual-network pair, new, with classes, axes, widths, blocks, dropout and norm of this protocol."""
         return dual_nets(
             classes=max(self.classes) + 1,
             dims=len(self.patch),
             widths=self.widths,
             blocks=self.blocks,
             dropout=self.dropout,
+            norm=self.norm,
         )
 
     def load(self, case: Case, *, with_label: bool = True) -> Volume:

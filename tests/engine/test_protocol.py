@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from recipes.small import small_nets
+from torch import nn
 
 from ssmis.data import FAMILIES, DataError, la_split, load_la, write_phantoms
 from ssmis.engine import PROTOCOLS, FitConfig, Predictor, Protocol, SlicePredictor, evaluate, fit
@@ -48,6 +49,15 @@ def test_published_protocol_is_pinned():
 def test_cpu_protocol_is_half_resolution():
     cpu = PROTOCOLS["cpu"]
     assert (cpu.scale, cpu.patch) == (0.5, (64, 64, 48))
+
+
+@pytest.mark.parametrize(("norm", "kind"), [("batch", nn.BatchNorm3d), ("instance", nn.InstanceNorm3d)])
+def test_the_norm_is_that_of_both_nets(norm, kind):
+    protocol = replace(SMALL, norm=norm, widths=(4, 8, 8), blocks=(1, 1))
+    kinds = (nn.BatchNorm3d, nn.InstanceNorm3d, nn.GroupNorm)
+    for net in protocol.nets().values():
+        assert {type(module) for module in net.modules() if isinstance(module, kinds)} == {kind}
+    assert protocol.facts()["protocol"]["norm"] == norm
 
 
 def test_supervised_batches_have_no_unlabelled_part(root, tmp_path):
