@@ -292,7 +292,8 @@ class Run:
         self.world.average_([stacked])
         loss, *others = torch.cat([stacked, norm.detach().float()[None]]).tolist()  # one look at the device
         numbers = {"loss": loss, "grad_norm": others.pop(), **dict(zip(list(rows[0])[1:], others, strict=True))}
-        row: dict[str, object] = {"step": self.step, "seconds": self.seconds, "rate": self.config.rate(progress)}
+        row: dict[str, object] = {"step": self.step, "seconds": self.seconds, "peak_mb": self.peak_mb}
+        row["rate"] = self.config.rate(progress)
         row |= numbers
         row |= {f"weight:{name}": term.weight for name, term in seen[0].items()}
         self.folder.log("metrics", row)

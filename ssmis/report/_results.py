@@ -24,7 +24,7 @@ def results_section(runs: Sequence[ReportRun], metrics: Sequence[str]) -> Markup
             cells: list[str] = [element("span", swatch(index) if label is None else "", name, class_="name")]
             cells += [_cell(summary) for summary in found] or ["n/a"] * len(metrics)
             cells += [str(found[0].n), str(found[0].n_miss)] if found else ["0", "n/a"]
-            cost = [number(run.training_minutes, 1), number(run.peak_memory_mb, 0)]
+            cost = [number(run.training_minutes, 1), number(run.training_peak_mb, 0)]
             rows.append(cells + (cost if label is None else ["", ""]))
     heads = ["run", *(metric_head(runs, metric) for metric in metrics), "n", "missed", "minutes", "peak MB"]
     if not labels:

@@ -27,7 +27,7 @@ class ReportRun:
         name: row of the tables, and what `CaseView` calls its prediction.
         folder: run folder as `fit` wrote it, and `cases.csv` beside; without one the run has curves but no scores.
         minutes: of training; None takes the last `seconds` of `metrics.csv`.
-        peak_memory_mb: of training; None is unknown.
+        peak_memory_mb: of training; None takes the last `peak_mb` of `metrics.csv`.
         reliability: bins over all cases (`pool_reliability`), for the reliability diagram.
     """
 
@@ -66,8 +66,16 @@ class ReportRun:
     @property
     def training_minutes(self) -> float:
         """As given, else by the log; nan without steps."""
-        seconds = self.metrics.get("seconds", np.array([]))
-        return self.minutes if self.minutes is not None else float(seconds[-1]) / 60 if len(seconds) else nan
+        return self.minutes if self.minutes is not None else self._last("seconds") / 60
+
+    @property
+    def training_peak_mb(self) -> float:
+        """As given, else by the log; nan without steps."""
+        return self.peak_memory_mb if self.peak_memory_mb is not None else self._last("peak_mb")
+
+    def _last(self, column: str) -> float:
+        values = self.metrics.get(column, np.array([]))
+        return float(values[-1]) if len(values) else nan
 
 
 @dataclass(frozen=True, eq=False)

@@ -66,8 +66,8 @@ def write_run(folder, *, seed=0, cases=("a", "b", "c", "d"), steps=20, planned=2
     log, quality = CsvLog(folder / "metrics.csv"), CsvLog(folder / "quality.csv")
     for step in range(steps):
         loss = float(rng.random() + 1)
-        log.write({"step": step, "seconds": 3.0 * step, "loss": loss, "grad_norm": loss, f"term/{name}": loss / 2,
-                   f"weight:term/{name}": 0.5})  # fmt: skip
+        log.write({"step": step, "seconds": 3.0 * step, "peak_mb": 900.0 + step, "loss": loss, "grad_norm": loss,
+                   f"term/{name}": loss / 2, f"weight:term/{name}": 0.5})  # fmt: skip
     for index, share in enumerate(foreground):
         quality.write({"step": 10 * (index + 1), f"foreground/{name}": share})
     log.close()
@@ -234,6 +234,13 @@ def test_a_run_in_training_has_curves_only(tmp_path):
     assert "Losses" in page.text
     for absent in ("Dice", "Pseudo-label quality", "Calibration", "Cases"):
         assert absent not in page.text
+
+
+def test_what_is_not_given_comes_from_the_log(tmp_path):
+    run = replace(write_run(tmp_path, cases=(), foreground=())[0], peak_memory_mb=None)
+    assert written(tmp_path, [run]).tables[0][1] == ["row0", "0.9", "919"]
+    (run.folder / "metrics.csv").write_text("step,seconds,loss\n0,60,1\n")  # of an earlier version
+    assert written(tmp_path, [replace(run)]).tables[0][1] == ["row0", "1.0", "n/a"]
 
 
 def test_a_long_log_stays_light(tmp_path):
