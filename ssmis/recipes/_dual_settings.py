@@ -29,8 +29,10 @@ class DualUncertaintyConfig:
         teacher: what makes the pseudo-labels of a net, and their entropy: its "peer" on the same view, or "average":
             the mean of the moving averages of both nets, on the weak view.
         teacher_decay: of the moving averages.
-        mix_side: side of the box, as a share of each axis, that a strong view takes from the next unlabelled volume,
-            and its pseudo-labels with it (CutMix); 0: none. Only with the teacher "average", which sees whole volumes.
+        mix_side: side of the box, as a share of each axis, that a strong view takes from another volume, and its
+            labels with it; 0: none. Only with the teacher "average", which sees whole volumes.
+        mix_with: whose box it is: of the next "unlabelled" volume (CutMix), or of a "labelled" one, or for half of
+            them all but the box (bidirectional copy-paste): the true labels then take the place of pseudo-labels.
         detach_weight: treat the KL weight as a constant; None: only for more than 4 classes.
         targets: "hard" pseudo-labels, or "soft" ones, in the rectified, filtered and pseudo-Dice terms.
         sharpen_temperature: of soft targets in the cross-entropies; None: their default.
@@ -66,6 +68,7 @@ class DualUncertaintyConfig:
     teacher: str = "peer"
     teacher_decay: float = 0.99
     mix_side: float = 0.0
+    mix_with: str = "unlabelled"
     detach_weight: bool | None = None
     targets: Targets = "hard"
     sharpen_temperature: float | None = None
@@ -95,6 +98,7 @@ class DualUncertaintyConfig:
         check_choice(self.rectified_into, ("both", "first", "second"), name="rectified_into")
         check_choice(self.rectified_on, ("unlabelled", "all"), name="rectified_on")
         check_choice(self.teacher, ("peer", "average"), name="teacher")
+        check_choice(self.mix_with, ("unlabelled", "labelled"), name="mix_with")
         check_choice(self.anchor_labels, ("own", "pseudo"), name="anchor_labels")
         check_choice(self.filter_scope, SCOPES, name="filter_scope")
         check_choice(self.targets, ("hard", "soft"), name="targets")
@@ -116,6 +120,10 @@ class DualUncertaintyConfig:
             raise ValueError(
                 f"mix_side is {self.mix_side} with teacher 'peer', which sees mixed volumes; expected 'average'"
             )
+        if self.mix_with == "labelled" and self.mix_side == 0:
+            raise ValueError(
+                "mix_with is 'labelled' with mix_side 0, so that nothing is mixed; expected a side above 0"
+            )
         if self.teacher == "average" and self.rectified_on == "all":
             raise ValueError(
                 "rectified_on is 'all' with teacher 'average', which sees unlabelled volumes; expected 'peer'"
@@ -132,11 +140,13 @@ AVERAGED = DualUncertaintyConfig(
     anchor_labels="pseudo",
     ramp_end=1.0,
 )
+LATE = replace(AVERAGED, unlabelled_from=0.5, ramp_end=0.5, disagreement_weight=0.0)
 PRESETS = {
     "paper": DualUncertaintyConfig(),
     "balanced": DualUncertaintyConfig(filter_scope="class", pseudo_dice_weight=1.0),
     "averaged": AVERAGED,
-    "late": replace(AVERAGED, unlabelled_from=0.5, ramp_end=0.5, disagreement_weight=0.0),
+    "late": LATE,
+    "copy_paste": replace(LATE, unlabelled_from=0.3, ramp_end=0.3, mix_side=2 / 3, mix_with="labelled"),
     "public_code": DualUncertaintyConfig(
         disagreement_into="second",
         rectified_into="first",

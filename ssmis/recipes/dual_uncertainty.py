@@ -8,11 +8,12 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ssmis._checks import check_choice
 from ssmis._classes import top_class
 from ssmis.data.batch import Batch
-from ssmis.data.mixing import cut_mix, random_boxes
+from ssmis.data.mixing import box_mix, cut_mix, random_boxes
 from ssmis.kernels import VoxelContrastStats, voxel_contrast
 from ssmis.losses import (
     confidence_disagreement,
@@ -32,6 +33,8 @@ from ssmis.recipes.base import Recipe, Terms
 from ssmis.registry import BANKS, RECIPES
 from ssmis.schedules import ramp_to
 from ssmis.uncertainty import lowest_entropy
+
+_SURE = 100.0  # logit of a true label against 0 of the others: its probability is 1
 
 __all__ = ["PRESETS", "DualUncertainty", "DualUncertaintyConfig"]
 
@@ -69,7 +72,8 @@ class DualUncertainty(Recipe):
             filter ranks within each class, soft Dice joins the pseudo-label terms), "averaged" (balanced; moving
             averages of the nets give soft pseudo-labels, to the contrast too, strong views exchange boxes, the ramp
             lasts to the end, and the disagreement has weight 1), "late" (averaged; unlabelled volumes join half-way,
-            and there is no disagreement) or "public_code" (what the release effectively optimises).
+            and there is no disagreement), "copy_paste" (late; they join earlier, and exchange boxes with labelled
+            volumes) or "public_code" (what the release effectively optimises).
         predict_with: names of the nets averaged in `predict`; default: both.
         overrides: fields of `DualUncertaintyConfig`.
 
@@ -106,17 +110,14 @@ class DualUncertainty(Recipe):
         c = self.config
         learns = progress >= c.unlabelled_from
         since = max(0.0, progress - c.unlabelled_from) / (1 - c.unlabelled_from)
-        batch, as_mixed = self._mixed(batch) if learns else (batch.without_unlabelled(), lambda maps: maps)
+        batch, as_mixed, known = self._mixed(batch) if learns else (batch.without_unlabelled(), lambda maps: maps, None)
         images = batch.student_images
         outputs = {name: self.run_net(name, images) for name in self.students}
         labelled, unlabelled = {}, {}
         for name, output in outputs.items():
             labelled[name], unlabelled[name] = batch.split(output)
         judged = {n: as_mixed(z) for n, z in self._judged(batch, unlabelled).items()} if learns else {}
-        keep = {
-            name: lowest_entropy(logits, c.keep_fraction, scope=c.filter_scope, valid=batch.valid)
-            for name, logits in judged.items()
-        }
+        keep = {name: self._surest(logits, batch.valid, known) for name, logits in judged.items()}
         seen = Seen(batch, outputs, unlabelled, judged, keep)
         first, second = self.students
         terms = Terms()
@@ -186,14 +187,32 @@ class DualUncertainty(Recipe):
                 cast(Bank, bank).write(*gather_candidates(found))
         self.begin_step()
 
-    def _mixed(self, batch: Batch) -> tuple[Batch, Callable[[Tensor], Tensor]]:
-        """The batch with boxes exchanged in the view the students see, and what does so with maps of the weak view."""
-        if self.config.mix_side == 0:
-            return batch, lambda maps: maps
+    def _mixed(self, batch: Batch) -> tuple[Batch, Callable[[Tensor], Tensor], Tensor | None]:
+        """The batch with boxes exchanged in the view the students see, what does so with the logits of the weak view,
+        and where labels are true ones, bool `(U, *S)`, if anywhere."""
+        side = self.config.mix_side
+        if side == 0:
+            return batch, lambda logits: logits, None
         view = batch.strong[0] if batch.strong else batch.unlabelled
-        boxes = random_boxes(len(view), tuple(view.shape[2:]), side=self.config.mix_side, device=view.device)
-        valid = None if batch.valid is None else cut_mix(batch.valid, boxes)
-        return replace(batch, strong=(cut_mix(view, boxes),), valid=valid), partial(cut_mix, boxes=boxes)
+        if self.config.mix_with == "unlabelled":
+            boxes = random_boxes(len(view), tuple(view.shape[2:]), side=side, device=view.device)
+            valid = None if batch.valid is None else cut_mix(batch.valid, boxes)
+            return replace(batch, strong=(cut_mix(view, boxes),), valid=valid), partial(cut_mix, boxes=boxes), None
+        nothing = torch.zeros_like(view[:, 0], dtype=torch.long)
+        mixed = box_mix(batch.labelled, batch.labels, view, nothing, side=side, valid=batch.valid)
+
+        def with_labels(logits: Tensor) -> Tensor:
+            known = F.one_hot(mixed.labels.clamp_min(0), logits.shape[1]).movedim(-1, 1)
+            return torch.where(mixed.labelled.unsqueeze(1), _SURE * known.to(logits.dtype), logits)
+
+        return replace(batch, strong=(mixed.images,), valid=mixed.labels >= 0), with_labels, mixed.labelled
+
+    def _surest(self, logits: Tensor, valid: Tensor | None, known: Tensor | None) -> Tensor:
+        """The share of the pseudo-labels with the lowest entropy, and every true label: bool `(U, *S)`."""
+        c = self.config
+        if known is None or valid is None:
+            return lowest_entropy(logits, c.keep_fraction, scope=c.filter_scope, valid=valid)
+        return lowest_entropy(logits, c.keep_fraction, scope=c.filter_scope, valid=valid & ~known) | (valid & known)
 
     def _judged(self, batch: Batch, unlabelled: Mapping[str, NetOutput]) -> dict[str, Tensor]:
         """Logits of the pseudo-labels that each net, or the averages in its place, gives to its peer."""

@@ -92,6 +92,16 @@ def test_late_differs_from_averaged_in_when_unlabelled_volumes_join():
     }
 
 
+def test_copy_paste_differs_from_late_in_whose_boxes_are_mixed_and_from_when():
+    late, pasted = vars(PRESETS["late"]), vars(PRESETS["copy_paste"])
+    assert {name: pasted[name] for name in late if late[name] != pasted[name]} == {
+        "unlabelled_from": 0.3,
+        "ramp_end": 0.3,
+        "mix_side": 2 / 3,
+        "mix_with": "labelled",
+    }
+
+
 def test_averages_judge_the_weak_view_and_the_nets_see_the_strong_one():
     recipe = DualUncertainty(small_nets(), preset="averaged", mix_side=0.0)
     batch = small_batch(3)
@@ -142,7 +152,8 @@ def test_pseudo_labels_follow_the_voxels_into_mixed_views():
     torch.manual_seed(3)
     terms = recipe(batch, 1.0)
     torch.manual_seed(3)
-    view, _ = recipe._mixed(batch)
+    view, _, known = recipe._mixed(batch)
+    assert known is None
     assert not torch.equal(view.strong[0], batch.unlabelled)
     recipe.config = dataclasses.replace(recipe.config, mix_side=0.0)
     expected = recipe(dataclasses.replace(batch, unlabelled=view.strong[0]), 1.0)
@@ -155,9 +166,70 @@ def test_padding_goes_with_the_voxels():
     batch = small_batch(6)
     valid = torch.zeros_like(batch.unlabelled[:, 0], dtype=torch.bool)
     valid[0] = True
-    mixed, as_mixed = recipe._mixed(dataclasses.replace(batch, valid=valid))
+    mixed, as_mixed, _ = recipe._mixed(dataclasses.replace(batch, valid=valid))
     assert torch.equal(mixed.valid, as_mixed(valid))
     assert 0 < int(mixed.valid[1].sum()) < mixed.valid[1].numel()
+
+
+def copy_paste(nets, **options):
+    return DualUncertainty(nets, preset="averaged", mix_with="labelled", **options)
+
+
+def test_labelled_boxes_bring_their_labels_and_pseudo_labels_stay_outside():
+    batch = small_batch(6)
+    labels = batch.labels.clone()
+    labels[:, 0] = -1
+    valid = torch.rand(batch.unlabelled[:, 0].shape, generator=torch.Generator().manual_seed(0)) < 0.9
+    batch = dataclasses.replace(batch, labels=labels, valid=valid)
+    torch.manual_seed(1)
+    mixed, as_mixed, known = copy_paste(small_nets())._mixed(batch)
+    partner = torch.arange(len(batch.unlabelled)) % len(batch.labelled)
+    assert 0 < int(known.sum()) < known.numel()
+    source = torch.where(known.unsqueeze(1), batch.labelled[partner], batch.unlabelled)
+    assert torch.equal(mixed.strong[0], source)
+    assert torch.equal(mixed.valid, torch.where(known, labels[partner] >= 0, valid))
+    logits = torch.randn(len(batch.unlabelled), 2, *known.shape[1:])
+    judged = as_mixed(logits)
+    assert torch.equal(judged.argmax(1)[known & mixed.valid], labels[partner][known & mixed.valid])
+    assert judged.softmax(1).amax(1)[known].min() == 1
+    assert torch.equal(judged.movedim(1, -1)[~known], logits.movedim(1, -1)[~known])
+
+
+def test_true_labels_are_kept_and_take_no_pseudo_label_s_place():
+    recipe = copy_paste(small_nets(), filter_scope="volume", keep_fraction=0.25)
+    logits = torch.randn(2, 2, 4, 4, 4)
+    known = torch.zeros(2, 4, 4, 4, dtype=torch.bool)
+    known[:, :2] = True
+    valid = torch.ones_like(known)
+    valid[:, 0] = False
+    kept = recipe._surest(torch.where(known.unsqueeze(1), 100.0 * logits.sign(), logits), valid, known)
+    assert torch.equal(kept[:, :2], valid[:, :2])
+    assert kept[:, 2:].flatten(1).sum(1).tolist() == [8, 8]  # a quarter of the 32 others
+
+
+def test_with_labelled_volumes_alone_on_both_sides_copy_paste_is_supervised():
+    # a box as large as the volume: what one learns from is a labelled volume, whole, or an unlabelled one
+    batch = small_batch(5)
+    recipe = copy_paste(
+        {"first": Pointwise(), "second": Pointwise()}, mix_side=1.0, contrast_weight=0.0, kl_rectified=False
+    )
+    for seed in range(20):
+        torch.manual_seed(seed)
+        _, _, known = recipe._mixed(batch)
+        if known.all():
+            break
+    torch.manual_seed(seed)
+    terms = recipe(batch, 1.0)
+    own = recipe.students["first"](batch.labelled).logits
+    partner = torch.arange(len(batch.unlabelled)) % len(batch.labelled)
+    expected = torch.nn.functional.cross_entropy(own, batch.labels, reduction="none").flatten(1).mean(1)[partner].mean()
+    torch.testing.assert_close(terms["rectified/first"].value, expected)
+    torch.testing.assert_close(terms["filtered/first"].value, expected)
+
+
+def test_mixing_with_labels_needs_a_box():
+    with pytest.raises(ValueError, match="mix_with is 'labelled' with mix_side 0"):
+        copy_paste(small_nets(), mix_side=0.0)
 
 
 def test_peers_do_not_judge_mixed_volumes():
