@@ -44,7 +44,8 @@ class TrainOptions:
         patch: training patch; default: by the data and the memory.
         batch: labelled, and as many unlabelled, patches a step; default: by the data.
         width: channels of the nets at full resolution; default: by the memory.
-        norm: of the nets: batch, instance, group or none; default: instance, or group where a patch ends as one voxel.
+        norm: of the nets: batch, instance, group or none; default: batch with 8 or more labelled
+            patches a step, else instance, or group where a patch ends as one voxel.
         intensity: zscore, clip or unit; default: by the data.
         mirror: flip patches along every axis; only where left and right are alike.
         learning_rate: base rate.

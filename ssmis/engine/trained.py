@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 P = TypeVar("P", bound="Predictor")
 DROPOUT = 0.1
+MANY = 8  # labelled patches a step, of which batch norm learns enough
 
 
 @dataclass(frozen=True)
@@ -159,12 +160,14 @@ def build_recipe(options: TrainOptions, plan: Plan) -> Recipe:
 
 
 def norm_of(options: TrainOptions, plan: Plan) -> str:
-    """The norm of the nets: the options', else one of single images, since a batch of few patches says little.
+    """The norm of the nets: the options', else one of single images where a batch is too small to say much.
 
     Instance norm has nothing to normalise in a map of one voxel: there it is group norm.
     """
     if options.norm is not None:
         return options.norm
+    if plan.batch >= MANY:
+        return "batch"
     coarsest = [size // math.prod(steps) for size, steps in zip(plan.patch, zip(*plan.pooling))]
     return "group" if math.prod(coarsest) <= 1 else "instance"
 

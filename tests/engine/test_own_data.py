@@ -4,6 +4,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from math import nan
 from pathlib import Path
 
@@ -449,9 +450,12 @@ def test_nets_have_the_norm_that_was_asked_for(recipe):
         assert found == {kind}
 
 
-@pytest.mark.parametrize(("patch", "kind"), [(16, torch.nn.GroupNorm), (32, torch.nn.InstanceNorm3d)])
-def test_nets_are_normalised_by_single_images_if_nothing_is_said(patch, kind):
-    nets = build_recipe(TrainOptions("DATA"), small_plan(patch=patch)).students
+@pytest.mark.parametrize(
+    ("patch", "batch", "kind"),
+    [(16, 7, torch.nn.GroupNorm), (32, 7, torch.nn.InstanceNorm3d), (32, 8, torch.nn.BatchNorm3d)],
+)
+def test_nets_are_normalised_by_single_images_if_a_batch_is_small(patch, batch, kind):
+    nets = build_recipe(TrainOptions("DATA"), replace(small_plan(patch=patch), batch=batch)).students
     assert all(any(isinstance(module, kind) for module in net.modules()) for net in nets.values())
     for net in nets.values():
         assert torch.isfinite(net(torch.randn(1, 1, *[patch] * 3)).logits).all()
