@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Few labels and many unlabelled scans, through the functions of `ssmis`; interrupted, the same command continues.
+r"""Few labels and many unlabelled scans, through the functions of `ssmis`; interrupted, the same command continues.
 
-python benchmarks/own_data.py DATA/hippocampus --test 50 --labelled 15 --steps 400 --beside 2
-python benchmarks/own_data.py DATA/hc18 --test 36 --labelled 8 --nets timm_unet:resnet18 unet --spacing_mm 1 1
+python benchmarks/own_data.py DATA/hippocampus --test 50 --labelled 15 --steps 800 --preset copy_paste --beside 2
+python benchmarks/own_data.py DATA/hc18 --test 36 --labelled 8 --steps 500 --preset copy_paste --beside 2 \
+    --nets timm_unet:resnet18 unet --spacing_mm 1 1 --mirror
 """
 
 import argparse
@@ -33,6 +34,7 @@ def main() -> None:
     parser.add_argument("--preset", help="of recipes that have some, in place of the default")
     parser.add_argument("--coefficients", nargs="+", help="of dual_uncertainty: NAME=VALUE, in place of the preset's")
     parser.add_argument("--spacing_mm", type=float, nargs="+")
+    parser.add_argument("--mirror", action="store_true")
     parser.add_argument("--beside", type=int, default=1, help="runs at the same time, each with one thread")
     parser.add_argument("--only_run", action="store_true", help="write no report")
     args = parser.parse_args()
@@ -48,8 +50,9 @@ def main() -> None:
         todo = []
     for folder, recipe, seed in todo:
         train(args.data, print, out=str(folder), recipe=recipe, seed=seed, steps=args.steps, nets=args.nets,
-              spacing_mm=args.spacing_mm, labelled=str(lists / "labelled.list"), test=str(lists / "test.list"),
-              resume=True, progress=not args.only_run, **_choices(args, recipe))  # fmt: skip
+              spacing_mm=args.spacing_mm, mirror=args.mirror, resume=True, progress=not args.only_run,
+              labelled=str(lists / "labelled.list"), test=str(lists / "test.list"),
+              **_choices(args, recipe))  # fmt: skip
         evaluate_run(folder, print, progress=not args.only_run)
     if not args.only_run:
         report_runs([run[0] for run in runs], print, out=str(out / "report.html"), title=args.data.name)
