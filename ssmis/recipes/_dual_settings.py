@@ -33,6 +33,8 @@ class DualUncertaintyConfig:
             labels with it; 0: none. Only with the teacher "average", which sees whole volumes.
         mix_with: whose box it is: of the next "unlabelled" volume (CutMix), or of a "labelled" one, or for half of
             them all but the box (bidirectional copy-paste): the true labels then take the place of pseudo-labels.
+        components: keep only the largest component of each class of a pseudo-label; the rest counts as background. For
+            structures of which there is one; only with the teacher "average".
         detach_weight: treat the KL weight as a constant; None: only for more than 4 classes.
         targets: "hard" pseudo-labels, or "soft" ones, in the rectified, filtered and pseudo-Dice terms.
         sharpen_temperature: of soft targets in the cross-entropies; None: their default.
@@ -69,6 +71,7 @@ class DualUncertaintyConfig:
     teacher_decay: float = 0.99
     mix_side: float = 0.0
     mix_with: str = "unlabelled"
+    components: bool = False
     detach_weight: bool | None = None
     targets: Targets = "hard"
     sharpen_temperature: float | None = None
@@ -120,6 +123,8 @@ class DualUncertaintyConfig:
             raise ValueError(
                 f"mix_side is {self.mix_side} with teacher 'peer', which sees mixed volumes; expected 'average'"
             )
+        if self.components and self.teacher == "peer":
+            raise ValueError("components is true with teacher 'peer'; expected 'average'")
         if self.mix_with == "labelled" and self.mix_side == 0:
             raise ValueError(
                 "mix_with is 'labelled' with mix_side 0, so that nothing is mixed; expected a side above 0"
@@ -146,7 +151,9 @@ PRESETS = {
     "balanced": DualUncertaintyConfig(filter_scope="class", pseudo_dice_weight=1.0),
     "averaged": AVERAGED,
     "late": LATE,
-    "copy_paste": replace(LATE, unlabelled_from=0.3, ramp_end=0.3, mix_side=2 / 3, mix_with="labelled"),
+    "copy_paste": replace(
+        LATE, unlabelled_from=0.3, ramp_end=0.3, mix_side=2 / 3, mix_with="labelled", components=True
+    ),
     "public_code": DualUncertaintyConfig(
         disagreement_into="second",
         rectified_into="first",

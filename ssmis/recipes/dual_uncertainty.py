@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from ssmis._checks import check_choice
 from ssmis._classes import top_class
 from ssmis.data.batch import Batch
+from ssmis.data.components import largest_components
 from ssmis.data.mixing import box_mix, cut_mix, random_boxes
 from ssmis.kernels import VoxelContrastStats, voxel_contrast
 from ssmis.losses import (
@@ -34,7 +35,7 @@ from ssmis.registry import BANKS, RECIPES
 from ssmis.schedules import ramp_to
 from ssmis.uncertainty import lowest_entropy
 
-_SURE = 100.0  # logit of a true label against 0 of the others: its probability is 1
+_SURE = 100.0  # logit of a sure class against 0 of the others: its probability is 1
 
 __all__ = ["PRESETS", "DualUncertainty", "DualUncertaintyConfig"]
 
@@ -72,8 +73,9 @@ class DualUncertainty(Recipe):
             filter ranks within each class, soft Dice joins the pseudo-label terms), "averaged" (balanced; moving
             averages of the nets give soft pseudo-labels, to the contrast too, strong views exchange boxes, the ramp
             lasts to the end, and the disagreement has weight 1), "late" (averaged; unlabelled volumes join half-way,
-            and there is no disagreement), "copy_paste" (late; they join earlier, and exchange boxes with labelled
-            volumes) or "public_code" (what the release effectively optimises).
+            and there is no disagreement), "copy_paste" (late; they join earlier, exchange boxes with labelled
+            volumes, and pseudo-labels have one component a class) or "public_code" (what the release effectively
+            optimises).
         predict_with: names of the nets averaged in `predict`; default: both.
         overrides: fields of `DualUncertaintyConfig`.
 
@@ -221,6 +223,7 @@ class DualUncertainty(Recipe):
         with torch.no_grad():
             probs = [teacher(batch.unlabelled).logits.float().softmax(1) for teacher in self.teachers.values()]
         mean = torch.stack(probs).mean(0).clamp_min(torch.finfo(torch.float32).tiny).log()
+        mean = without_islands(mean) if self.config.components else mean
         return dict.fromkeys(self.students, mean)
 
     def _contrast(
@@ -256,6 +259,15 @@ class DualUncertainty(Recipe):
             denominator="negatives",
             return_stats=True,
         )
+
+
+def without_islands(logits: Tensor) -> Tensor:
+    """Logits `(B, K, *S)` that say background, for sure, outside the largest component of each class."""
+    top = top_class(logits)
+    islands = top != largest_components(top, classes=range(1, logits.shape[1]))
+    background = torch.zeros_like(logits)
+    background[:, 0] = _SURE
+    return torch.where(islands.unsqueeze(1), background, logits)
 
 
 def valid_voxels(batch: Batch) -> Tensor:

@@ -15,7 +15,7 @@ from ssmis.kernels import voxel_contrast
 from ssmis.losses import dice_consistency
 from ssmis.nets import NetOutput
 from ssmis.recipes import DualUncertainty
-from ssmis.recipes.dual_uncertainty import PRESETS
+from ssmis.recipes.dual_uncertainty import PRESETS, without_islands
 
 TERMS = ("supervised", "disagreement", "rectified", "filtered", "contrast")
 
@@ -99,6 +99,7 @@ def test_copy_paste_differs_from_late_in_whose_boxes_are_mixed_and_from_when():
         "ramp_end": 0.3,
         "mix_side": 2 / 3,
         "mix_with": "labelled",
+        "components": True,
     }
 
 
@@ -225,6 +226,29 @@ def test_with_labelled_volumes_alone_on_both_sides_copy_paste_is_supervised():
     expected = torch.nn.functional.cross_entropy(own, batch.labels, reduction="none").flatten(1).mean(1)[partner].mean()
     torch.testing.assert_close(terms["rectified/first"].value, expected)
     torch.testing.assert_close(terms["filtered/first"].value, expected)
+
+
+def test_pseudo_labels_keep_one_component_of_each_class():
+    labels = torch.zeros(1, 8, 8, 8, dtype=torch.long)
+    labels[0, 1:4, 1:4, 1:4], labels[0, 6:, 6:, 6:], labels[0, 1, 6, 6] = 1, 1, 2
+    logits = torch.nn.functional.one_hot(labels, 3).movedim(-1, 1) * 2.0
+    judged = without_islands(logits)
+    island = torch.zeros_like(labels, dtype=torch.bool)
+    island[0, 6:, 6:, 6:] = True
+    assert torch.equal(judged.argmax(1), labels.where(~island, 0))
+    assert judged.softmax(1)[:, 0][island].min() == 1
+    assert torch.equal(judged.movedim(1, -1)[~island], logits.movedim(1, -1)[~island])
+
+
+def test_a_step_learns_from_pseudo_labels_without_islands(monkeypatch):
+    module = importlib.import_module("ssmis.recipes.dual_uncertainty")
+    calls = []
+    monkeypatch.setattr(module, "without_islands", lambda logits: calls.append(logits) or logits)
+    for components in (True, False):
+        DualUncertainty(small_nets(), preset="averaged", components=components)(small_batch(3), 1.0)
+        assert len(calls) == 1
+    with pytest.raises(ValueError, match="components is true with teacher 'peer'"):
+        DualUncertainty(small_nets(), components=True)
 
 
 def test_mixing_with_labels_needs_a_box():
