@@ -293,8 +293,7 @@ class Run:
         loss, *others = torch.cat([stacked, norm.detach().float()[None]]).tolist()  # one look at the device
         numbers = {"loss": loss, "grad_norm": others.pop(), **dict(zip(list(rows[0])[1:], others, strict=True))}
         row: dict[str, object] = {"step": self.step, "seconds": self.seconds, "peak_mb": self.peak_mb}
-        row["rate"] = self.config.rate(progress)
-        row |= numbers
+        row |= {"rate": self.config.rate(progress), **numbers}
         row |= {f"weight:{name}": term.weight for name, term in seen[0].items()}
         self.folder.log("metrics", row)
         for message in self.watch.count(numbers):
