@@ -4,6 +4,7 @@
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 
 from ssmis import options as o
@@ -117,13 +118,31 @@ def _predict(words: Sequence[str]) -> int:
     from ssmis.engine.files import predict_files
 
     chosen = parse("predict", o.PredictOptions, words)
-    written = predict_files(chosen, tell=say)
-    say(f"{len(written)} images segmented into {chosen.out}")
+    try:
+        written = predict_files(chosen, tell=say)
+    except KeyboardInterrupt:
+        if chosen.overwrite:
+            raise  # which results are old ones nobody knows
+        again = shlex.join(["ssmis", "predict", *words, *([] if chosen.resume else ["--resume"])])
+        return fail(f"interrupted; continue with: {again}", status=130)
+    say(f"{len(written)} image{'' if len(written) == 1 else 's'} segmented into {chosen.out}")
     if not chosen.uncertainty:
-        suggest("predict", chosen.run, *chosen.inputs, "-o", f"{chosen.out}_uncertainty", "--uncertainty")
+        another = ["-o", f"{chosen.out}_uncertainty", "--uncertainty", *_as_before(chosen)]
+        suggest("predict", chosen.run, *chosen.inputs, *another)
     else:
         suggest("export", chosen.run)
     return 0
+
+
+def _as_before(chosen: o.PredictOptions) -> list[str]:
+    """The options that decide what the label maps are, where they are not the default."""
+    found: list[str] = []
+    for field in fields(chosen):
+        value = getattr(chosen, field.name)
+        if field.name in _DECIDES and value != field.default:
+            given = [] if value is True else value if isinstance(value, list) else [value]
+            found += [f"--{field.name}", *map(str, given)]
+    return found
 
 
 def _report(words: Sequence[str]) -> int:
@@ -195,6 +214,7 @@ def _doctor(words: Sequence[str]) -> int:
     return 0 if ok else 1
 
 
+_DECIDES = ("ensemble", "largest", "flips", "overlap", "memory_gb", "spacing_mm", "device")
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "demo": _demo,
     "inspect": _inspect,

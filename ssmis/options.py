@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Options of the commands, and of the functions behind them: light, so that `--help` is quick."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
 
@@ -209,7 +210,7 @@ def checked(kind: type[T], values: object) -> T:
     for name, value in values.items():
         if name not in hints:
             raise ValueError(f"there is no option {name!r}")
-        if not _fits(value, hints[name]):
+        if not fits(value, hints[name]):
             raise ValueError(f"{name} is {str(value)[:200]!r}; expected {hints[name]}")
     try:
         return kind(**values)
@@ -217,9 +218,14 @@ def checked(kind: type[T], values: object) -> T:
         raise ValueError(str(error)) from error
 
 
-def _fits(value: object, hint: Any) -> bool:
-    if isinstance(hint, UnionType):
-        return any(_fits(value, one) for one in get_args(hint))
-    if get_origin(hint) is list:
-        return isinstance(value, list) and all(_fits(item, get_args(hint)[0]) for item in value)
+def fits(value: object, hint: Any) -> bool:
+    """Whether a value that JSON can hold is one of a type: no bool is a number, and 1 is a float too."""
+    if hint is Any:
+        return True
+    if isinstance(hint, UnionType) or get_origin(hint) is Union:
+        return any(fits(value, one) for one in get_args(hint))
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if get_origin(hint) in (list, Sequence):
+        return isinstance(value, list) and all(fits(item, get_args(hint)[0]) for item in value)
     return type(value) is hint or (hint is float and type(value) is int) or (value is None and hint is type(None))

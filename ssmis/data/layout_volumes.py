@@ -112,15 +112,17 @@ def _paired(
     *, by_folder: bool = False,
 ) -> Dataset:  # fmt: skip
     def name_of(path: Path) -> str:
-        stem = _bare(path) if path in known else stem_of(path)
+        stem = bare_stem(path) if path in known else stem_of(path)
         return f"{path.parent.relative_to(root).as_posix()}/{stem}".removeprefix("./") if by_folder else stem
 
     known = set(labels)
     sizes = pixel_sizes(root)
-    by_case = _by_case(images, name_of, labels={name(path) for path in labels for name in (stem_of, _bare)})
+    by_case = _by_case(images, name_of, labels={name(path) for path in labels for name in (stem_of, bare_stem)})
     exact = _one_each([path for path in labels if not by_folder and stem_of(path) in by_case], stem_of)
     taken = set(exact.values())
-    left = _one_each([path for path in labels if path not in taken or _bare(path) == stem_of(path)], name_of) | exact
+    left = (
+        _one_each([path for path in labels if path not in taken or bare_stem(path) == stem_of(path)], name_of) | exact
+    )
     cases = []
     for case, files in by_case.items():
         size = _size(sizes, files[0])
@@ -142,7 +144,7 @@ def _case(entry: Any, source: Path, role: str) -> Case:
     return Case(stem_of(files[0]), files[0], files[1] if label else None, ())
 
 
-def _bare(label: Path) -> str:
+def bare_stem(label: Path) -> str:
     """Name of a label file without an ending such as `_seg`."""
     return re.sub(_LABEL_ENDINGS, "", stem_of(label), flags=re.IGNORECASE)
 

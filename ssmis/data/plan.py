@@ -87,6 +87,7 @@ class Plan:
         kernels: kernel of each axis at each level.
         widths: channels of the nets at each level.
         notes: what was decided, and why.
+        sized: whether the size of the training voxels was known; where not, 1 stands for one. None: a plan of before.
     """
 
     dims: int
@@ -101,11 +102,17 @@ class Plan:
     kernels: tuple[tuple[int, ...], ...]
     widths: tuple[int, ...]
     notes: tuple[str, ...] = field(default=())
+    sized: bool | None = None
 
     @property
     def classes(self) -> int:
         """Number of classes, background included."""
         return len(self.label_values)
+
+    @property
+    def needs_size(self) -> bool:
+        """Whether an image whose voxel size nobody knows cannot be brought to the training grid."""
+        return min(self.spacing_mm) < 1 if self.sized is None else self.sized
 
     def training_size(self, size: Sequence[int], spacing_mm: Sequence[float]) -> tuple[int, ...]:
         """Size on the training grid of an image of this size and spacing."""
@@ -267,6 +274,7 @@ def _check_sound(plan: Plan) -> None:
         "size": each(plan.size, axes, whole),
         "patch": each(plan.patch, axes, whole),
         "batch": whole(plan.batch),
+        "sized": plan.sized is None or type(plan.sized) is bool,
         "widths": 0 < levels <= 16 and each(plan.widths, levels, lambda width: whole(width, 2**16)),
         **{
             name: each(value, count, lambda own: each(own, axes, lambda length: whole(length, 64)))

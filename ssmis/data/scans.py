@@ -218,6 +218,8 @@ def write_map(path: Path | str, array: NDArray[Any], grid: Grid) -> Path:
 
 def _existing(path: Path | str) -> Path:
     path = Path(path)
+    if path.is_dir():
+        raise DataError(f"{path}: this is a folder; expected a file")
     if not path.is_file():
         raise DataError(f"{path}: there is no such file" + " behind this link" * path.is_symlink())
     if not suffix_of(path):

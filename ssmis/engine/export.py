@@ -144,8 +144,18 @@ def _onnx(model: Deployed, trained: TrainedRun, out: Path) -> Path:
             model, (first,), str(path), dynamo=False, opset_version=17, input_names=["images"],
             output_names=["probs"], dynamic_axes={"images": sizes, "probs": sizes},
         )  # fmt: skip
+    try:
+        _compare(path, model, (first, other), runtime)
+    except ValueError:
+        path.unlink(missing_ok=True)  # nobody should take it for one that was compared
+        raise
+    return path
+
+
+def _compare(path: Path, model: Deployed, examples: Sequence[Tensor], runtime: Any) -> None:
+    """Raise ValueError unless the ONNX model computes what torch does."""
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    for images in (first, other):
+    for images in examples:
         with torch.no_grad():
             expected = model(images)
         try:
@@ -157,7 +167,6 @@ def _onnx(model: Deployed, trained: TrainedRun, out: Path) -> Path:
         )
         if not away < 1e-3:
             raise ValueError(f"{path}: on images {tuple(images.shape)} the ONNX model is {away:.3g} away from torch")
-    return path
 
 
 def _monai(model: Deployed, trained: TrainedRun, out: Path) -> Path:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ssmis.data import Case, DataError, Plan, Scan
 from ssmis.data.layout_tables import pixel_sizes
+from ssmis.data.layout_volumes import bare_stem
 from ssmis.data.scans import HDF5, PICTURES, case_scan, stem_of, suffix_of, write_map
 from ssmis.engine.distributed import parse_shard, shard
 from ssmis.engine.infer import Predictor
@@ -21,6 +22,7 @@ from ssmis.engine.trained import run_folders
 from ssmis.options import PredictOptions
 
 _CHANNEL = re.compile(r"_(\d{4})$")
+_RESULT = re.compile(r"_(prob\d*|uncertainty)$")
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,8 @@ def predict_files(
 
     Raises:
         DataError: no such run, no image among the inputs, a file that cannot be read or does not fit the training (the
-            others are segmented first), a
-            result that is there already, or `out` is the folder of an image.
+            others are segmented first), a result that is there already, two results of one name, or `out` is the
+            folder of an image.
         ValueError: an option that is out of range.
     """
     if isinstance(run, PredictOptions):
@@ -68,7 +70,8 @@ def predict_files(
     )  # fmt: skip
     plan = predictor.plan
     assert plan is not None
-    cases = find_inputs(chosen.inputs, plan, spacing_mm=chosen.spacing_mm or ())
+    cases = find_inputs(chosen.inputs, plan, spacing_mm=chosen.spacing_mm or (), tell=tell)
+    results = _results(cases, plan, chosen)
     if part is not None:
         cases = shard(cases, *part)
     out = Path(chosen.out)
@@ -76,7 +79,7 @@ def predict_files(
     for path in (path for case in cases for path in (case.image, *case.channels)):
         if path.absolute().parent.resolve() == folder or path.resolve().parent == folder:
             raise DataError(f"{out}: this is the folder of the image {path.name}; choose another one with --out")
-    cases = _without_result(cases, out, chosen, tell)
+    cases = _without_result(cases, results, chosen, tell)
     bar = progress_of(chosen.progress and len(cases) > 1, "predict")
     written: list[Written] = []
     refused: list[DataError] = []
@@ -93,24 +96,55 @@ def predict_files(
         written.append(done)
         tell(f"{case.image} -> {done.labels}")
     if refused:
-        told = f"{len(refused)} of {len(cases)} images could not be segmented (the others are in {out}): {refused[0]}"
+        told = f"{len(refused)} of {len(cases)} images could not be segmented"
+        told += f" (the others are in {out}): " if written else ": "
+        told += str(refused[0]) if len(refused) == 1 else "".join(f"\n  {error}" for error in refused)
         raise DataError(told) from refused[0]
     return written
 
 
-def _without_result(cases: list[Case], out: Path, chosen: PredictOptions, tell: Callable[[str], object]) -> list[Case]:
+def _results(cases: Sequence[Case], plan: Plan, chosen: PredictOptions) -> dict[str, list[list[Path]]]:
+    """Case -> the files it may get, label map first: those of a volume, and those of a picture.
+
+    Raises:
+        DataError: two cases would write one file, such as the uncertainty of `a` and the labels of `a_uncertainty`.
+    """
+    results: dict[str, list[list[Path]]] = {}
+    owners: dict[str, str] = {}
+    for case in cases:
+        ends = {".nii.gz": ["_prob"], ".png": [f"_prob{value}" for value in plan.label_values]}
+        for suffix, probs in ends.items():
+            names = ["", *(probs if chosen.prob else []), *(["_uncertainty"] if chosen.uncertainty else [])]
+            files = [case.id + name + suffix for name in names]
+            results.setdefault(case.id, []).append([Path(chosen.out) / file for file in files])
+            for file in files:
+                if owners.setdefault(file, case.id) != case.id:
+                    raise DataError(
+                        f"{case.image}: a result of case {case.id!r} would have the name {file}, as one of case "
+                        f"{owners[file]!r}; rename an image, or segment them into different folders"
+                    )
+    return results
+
+
+def _without_result(
+    cases: list[Case],
+    results: dict[str, list[list[Path]]],
+    chosen: PredictOptions,
+    tell: Callable[[str], object],
+) -> list[Case]:
+    """The cases to segment: with `resume`, those that lack the label map or another file that is asked for."""
     if chosen.overwrite and chosen.resume:
         raise ValueError("overwrite and resume are both set; expected one: resume keeps the results that are there")
-    results = {case.id: [out / (case.id + suffix) for suffix in (".nii.gz", ".png")] for case in cases}
-    there = {name: path for name, paths in results.items() for path in paths if path.exists()}
+    there = [files[0] for case in cases for files in results[case.id] if files[0].exists()]
     if there and not (chosen.overwrite or chosen.resume):
         raise DataError(
-            f"{next(iter(there.values()))} is there already; add --resume to keep it, --overwrite to replace it, or "
+            f"{there[0]} is there already; add --resume to keep it, --overwrite to replace it, or "
             "choose another folder with --out"
         )
     if there and chosen.resume:
-        tell(f"{len(there)} of {len(cases)} results are there already")
-        return [case for case in cases if case.id not in there]
+        left = [case for case in cases if not any(all(map(Path.exists, files)) for files in results[case.id])]
+        tell(f"{len(cases) - len(left)} of {len(cases)} results are there already")
+        return left
     return cases
 
 
@@ -139,8 +173,17 @@ def predict_case(
         temporary.unlink(missing_ok=True)
 
 
-def find_inputs(inputs: Sequence[str | Path], plan: Plan, *, spacing_mm: Sequence[float] = ()) -> list[Case]:
+def find_inputs(
+    inputs: Sequence[str | Path],
+    plan: Plan,
+    *,
+    spacing_mm: Sequence[float] = (),
+    tell: Callable[[str], object] = lambda text: None,
+) -> list[Case]:
     """Find the images among files and folders: one case each, its channels together.
+
+    Labels (`a_seg`) and results (`a_prob`, `a_uncertainty`) that lie in a folder beside their image `a` are left out,
+    and told; named by themselves they are images.
 
     Raises:
         DataError: a path that is not there, no image at all, two images of one name, a case without all channels, or
@@ -154,6 +197,10 @@ def find_inputs(inputs: Sequence[str | Path], plan: Plan, *, spacing_mm: Sequenc
             found = [p for p in found if suffix_of(p) != ".img" or not p.with_suffix(".hdr").exists()]  # one pair
             if not found:
                 raise DataError(f"{path}: there is no image in this folder itself; folders inside are not looked into")
+            if besides := _besides(found):
+                told = ", ".join(file.name for file in besides[:3]) + " ..." * (len(besides) > 3)
+                tell(f"{path}: labels or results beside their image, left out: {len(besides)} ({told})")
+                found = [file for file in found if file not in set(besides)]
             files += [(file, tuple(spacing_mm) or sizes.get(file.name, ())) for file in found]
         elif path.is_file():
             sizes = pixel_sizes(path.parent) or pixel_sizes(path.parent.parent)
@@ -176,7 +223,7 @@ def find_inputs(inputs: Sequence[str | Path], plan: Plan, *, spacing_mm: Sequenc
             raise DataError(f"{paths[0]}: case {name!r} has {len(paths)} files; expected {told}")
         silent = suffix_of(paths[0]) in PICTURES or paths[0].suffix in HDF5  # files that say no size
         spacing = own[0][1] if silent or spacing_mm else ()
-        if silent and not spacing and min(plan.spacing_mm) < 1:  # 1 stands for a voxel where training knew no size
+        if silent and not spacing and plan.needs_size:
             raise DataError(
                 f"{paths[0]}: the size of its pixels is not known, and the run works on "
                 f"{' x '.join(f'{mm:.3g}' for mm in plan.spacing_mm)} mm; name it with --spacing_mm, or in "
@@ -184,6 +231,13 @@ def find_inputs(inputs: Sequence[str | Path], plan: Plan, *, spacing_mm: Sequenc
             )
         result.append(Case(name, paths[0], None, spacing, channels=tuple(paths[1:])))
     return result
+
+
+def _besides(files: Sequence[Path]) -> list[Path]:
+    """Files that are named as the label or a result of another one."""
+    names = {name for file in files for name in (stem_of(file), _CHANNEL.sub("", stem_of(file)))}
+    bare = {file: _RESULT.sub("", bare_stem(file)) for file in files}
+    return [file for file in files if bare[file] != stem_of(file) and bare[file] in names]
 
 
 def _fitting(scan: Scan, plan: Plan) -> tuple[NDArray[Any], bool]:
@@ -196,6 +250,7 @@ def _fitting(scan: Scan, plan: Plan) -> tuple[NDArray[Any], bool]:
 
 def _write(found: Segmentation, name: str, out: Path, scan: Scan, plan: Plan, *, flat: bool) -> Written:
     grid = scan.grid
+    suffix = ".png" if grid.affine is None else ".nii.gz"  # in full: a case may be named "a.nii"
 
     def shaped(array: NDArray[Any]) -> NDArray[Any]:
         return array[..., None] if flat else array
@@ -204,16 +259,16 @@ def _write(found: Segmentation, name: str, out: Path, scan: Scan, plan: Plan, *,
     unsure = None
     if grid.affine is not None:
         if found.probs is not None:
-            probs.append(write_map(out / f"{name}_prob", shaped(found.probs), grid))
+            probs.append(write_map(out / f"{name}_prob{suffix}", shaped(found.probs), grid))
         if found.uncertainty is not None:
-            unsure = write_map(out / f"{name}_uncertainty", shaped(found.uncertainty), grid)
+            unsure = write_map(out / f"{name}_uncertainty{suffix}", shaped(found.uncertainty), grid)
     else:  # pictures hold whole numbers
         if found.probs is not None:
             for label, own in zip(plan.label_values, found.probs):
-                probs.append(write_map(out / f"{name}_prob{label}", _as_bytes(own), grid))
+                probs.append(write_map(out / f"{name}_prob{label}{suffix}", _as_bytes(own), grid))
         if found.uncertainty is not None:
-            unsure = write_map(out / f"{name}_uncertainty", _as_bytes(found.uncertainty), grid)
-    labels = write_map(out / name, shaped(found.labels), grid)  # last: where they are, the rest is
+            unsure = write_map(out / f"{name}_uncertainty{suffix}", _as_bytes(found.uncertainty), grid)
+    labels = write_map(out / (name + suffix), shaped(found.labels), grid)  # last: where they are, the rest is
     return Written(name, labels, tuple(probs), unsure)
 
 

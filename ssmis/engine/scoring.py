@@ -46,7 +46,7 @@ def evaluate_run(
         options: of `EvaluateOptions`.
 
     Raises:
-        DataError: no such run, its data have moved, or there is no held-out case.
+        DataError: no such run, its data have moved, there is no held-out case, or one cannot be read or predicted.
     """
     chosen = run if isinstance(run, EvaluateOptions) else EvaluateOptions(run=str(run), **options)
     return [_evaluate(folder, chosen, tell) for folder in run_folders(chosen.run)]
@@ -63,7 +63,12 @@ def _evaluate(folder: Path, options: EvaluateOptions, tell: Callable[[str], obje
     for case in cases if bar is None else bar(cases):
         raw = _Raw(plan, predictor)
         classes = tuple(range(1, plan.classes))
-        results += evaluate(raw, [case], classes=classes, load=raw.load, largest=True, foreground_margin=None)
+        try:
+            results += evaluate(raw, [case], classes=classes, load=raw.load, largest=True, foreground_margin=None)
+        except DataError:
+            raise
+        except ValueError as error:  # such as less memory than this case needs
+            raise DataError(f"{case.image}: {error}") from error
         values = plan.values_of(results[-1].prediction)
         grid = case_scan(case).grid
         write_map(folder / "predictions" / case.id, values[..., None] if raw.flat else values, grid)
@@ -137,13 +142,17 @@ def _cases(trained: TrainedRun, which: str, moved: str | None) -> list[Case]:
 
 
 def _summary(results: list[CaseResult], plan: Plan) -> list[str]:
-    lines = [f"{len(results)} held-out cases, on their own grids"]
+    count = len(results)
+    lines = ["1 held-out case, on its own grid" if count == 1 else f"{count} held-out cases, on their own grids"]
     for label in range(1, plan.classes):
         scores = [score for result in results for score in result.scores if score.label == label]
         dice, hd95 = (summarise(scores, metric=metric) for metric in ("dice", "hd95"))
         value = plan.label_values[label]
+        interval = "too few cases for an interval"
+        if dice.n > 1:
+            interval = f"95 % interval {100 * dice.low:.1f} to {100 * dice.high:.1f}"
         lines.append(
-            f"  {value} {plan.label_names[label]}: Dice {100 * dice.mean:.1f} % (95 % interval {100 * dice.low:.1f} to "
-            f"{100 * dice.high:.1f}), HD95 {hd95.mean:.2f} mm, missed {dice.n_miss}"
+            f"  {value} {plan.label_names[label]}: Dice {100 * dice.mean:.1f} % ({interval}), "
+            f"HD95 {hd95.mean:.2f} mm, missed {dice.n_miss}"
         )
     return lines

@@ -4,10 +4,11 @@
 import inspect
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 from torch import nn
 
@@ -16,7 +17,7 @@ from ssmis.data.texts import read_json
 from ssmis.engine.checkpoint import load_checkpoint
 from ssmis.engine.runtime import pick_device, pick_precision
 from ssmis.nets import EMA
-from ssmis.options import TrainOptions, checked
+from ssmis.options import TrainOptions, checked, fits
 from ssmis.recipes import Recipe, dual_nets
 from ssmis.registry import NETS, RECIPES
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 P = TypeVar("P", bound="Predictor")
 DROPOUT = 0.1
 MANY = 8  # labelled patches a step, of which batch norm learns enough
+TIMM_STRIDE = 32  # of most encoders there, whatever the pooling of the plan
 
 
 @dataclass(frozen=True)
@@ -131,23 +133,28 @@ def build_recipe(options: TrainOptions, plan: Plan) -> Recipe:
     entry = RECIPES[options.recipe]
     accepted = inspect.signature(entry.factory).parameters
     arguments: dict[str, Any] = {}
-    if "preset" in accepted:
-        arguments["preset"] = preset_of(options)
+    if "preset" in accepted and (preset := preset_of(options)) is not None:
+        arguments["preset"] = preset
     elif options.preset is not None:
         raise ValueError(f"preset is {options.preset!r}; the recipe {options.recipe!r} has none")
     coefficients = read_coefficients(options.coefficients)
     if taken := sorted({"nets", "preset", "net"} & coefficients.keys()):
         raise ValueError(f"{taken[0]} is no coefficient; expected an option of its own")
+    factory = entry.factory
+    _check_types(coefficients, factory.__init__ if inspect.isclass(factory) else factory)
 
     def build(names: list[str] | None, **choice: bool) -> Recipe:
         nets = build_nets(names, plan, norm=norm_of(options, plan), **choice)
         try:
-            return entry.factory(nets, **arguments, **coefficients)
+            recipe: Recipe = factory(nets, **arguments, **coefficients)
         except TypeError as error:
             if not coefficients:
                 raise
             told = f"coefficients are {', '.join(options.coefficients or ())}: {error}"
             raise ValueError(f"{told}; see the recipe {options.recipe!r} for its own") from error
+        if is_dataclass(config := getattr(recipe, "config", None)):
+            _check_types(coefficients, type(config))
+        return recipe
 
     if options.nets:
         return build(options.nets)
@@ -159,6 +166,16 @@ def build_recipe(options: TrainOptions, plan: Plan) -> Recipe:
     return build(None, single=True)
 
 
+def _check_types(coefficients: Mapping[str, Any], owner: Any) -> None:
+    """Refuse what a recipe would misread, or trip over in some later step: a count of 1.5, "no" for false."""
+    hints = get_type_hints(owner)
+    for name, value in coefficients.items():
+        if not fits(value, hint := hints.get(name, Any)):
+            told = re.sub(r"<class '(\w+)'>|typing\.|collections\.abc\.", r"\1", str(hint))
+            raise ValueError(f"coefficients has {name}={value if isinstance(value, str) else json.dumps(value)}, which "
+                             f"is {type(value).__name__}; expected {told}, as JSON writes it")  # fmt: skip
+
+
 def norm_of(options: TrainOptions, plan: Plan) -> str:
     """The norm of the nets: the options', else one of single images where a batch is too small to say much.
 
@@ -168,7 +185,8 @@ def norm_of(options: TrainOptions, plan: Plan) -> str:
         return options.norm
     if plan.batch >= MANY:
         return "batch"
-    coarsest = [size // math.prod(steps) for size, steps in zip(plan.patch, zip(*plan.pooling))]
+    least = TIMM_STRIDE if any(name.partition(":")[0] == "timm_unet" for name in options.nets or ()) else 1
+    coarsest = [min(size // math.prod(steps), -(-size // least)) for size, steps in zip(plan.patch, zip(*plan.pooling))]
     return "group" if math.prod(coarsest) <= 1 else "instance"
 
 

@@ -3,7 +3,9 @@
 
 import math
 import os
+from collections.abc import Mapping
 from importlib.util import find_spec
+from numbers import Integral, Real
 from typing import Literal, NamedTuple, overload
 
 import torch
@@ -107,7 +109,7 @@ def voxel_contrast(
         The loss in float32 (float64 for float64 inputs), and the statistics if asked for.
 
     Raises:
-        ValueError: shapes, dtypes or devices that do not fit, or an unknown choice.
+        ValueError: types, shapes, dtypes or devices that do not fit, a number out of range, or an unknown choice.
         RuntimeError: `impl="triton"` cannot run here; the message has every reason. Also a second derivative, one in
             forward mode, and the transforms of `torch.func`.
 
@@ -121,7 +123,9 @@ def voxel_contrast(
     >>> voxel_contrast(keys[:, :, None], torch.tensor([[0], [1]]), keys, torch.tensor([0, 1]), temperature=1.0)
     tensor(0.3133)
     """
-    _check(features, labels, keys, key_labels, weight, temperature)
+    _check_types({"features": features, "labels": labels, "keys": keys, "key_labels": key_labels, "weight": weight})
+    _check(features, labels, keys, key_labels, weight)
+    _check_numbers(temperature, ignore_index, normalize)
     check_choice(denominator, ("all", "negatives"), name="denominator")
     check_choice(reduction, ("mean", "sum", "none"), name="reduction")
     check_choice(impl, ("auto", "torch", "reference", "triton"), name="impl")
@@ -203,9 +207,24 @@ def _refuse_tangents(*tensors: Tensor | None) -> None:
         )
 
 
-def _check(
-    features: Tensor, labels: Tensor, keys: Tensor, key_labels: Tensor, weight: Tensor | None, temperature: float
-) -> None:
+def _check_types(tensors: Mapping[str, object]) -> None:
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor) and not (name == "weight" and tensor is None):
+            raise ValueError(f"{name} is of type {type(tensor).__name__}; expected a tensor")
+
+
+def _check_numbers(temperature: object, ignore_index: object, normalize: object) -> None:
+    if isinstance(temperature, Tensor):
+        raise ValueError("temperature is a tensor; expected a number > 0: no gradient reaches it")
+    if not isinstance(temperature, Real) or not 0 < float(temperature) < math.inf:
+        raise ValueError(f"temperature is {temperature!r}; expected a finite number > 0")
+    if not isinstance(ignore_index, Integral) or not -(2**63) <= int(ignore_index) < 2**63:
+        raise ValueError(f"ignore_index is {ignore_index!r}; expected an integer of at most 64 bits")
+    if not isinstance(normalize, bool):
+        raise ValueError(f"normalize is {normalize!r}; expected True or False")
+
+
+def _check(features: Tensor, labels: Tensor, keys: Tensor, key_labels: Tensor, weight: Tensor | None) -> None:
     if features.ndim < 3 or features.shape[1] == 0 or not features.is_floating_point():
         raise ValueError(
             f"features is {features.dtype} of shape {tuple(features.shape)}; expected floating point (B, E, *S), E > 0"
@@ -226,10 +245,6 @@ def _check(
             f"weight is {weight.dtype} of shape {tuple(weight.shape)}; "
             f"expected floating point {tuple(labels.shape)} to match labels"
         )
-    if isinstance(temperature, Tensor):
-        raise ValueError("temperature is a tensor; expected a number > 0: no gradient reaches it")
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature is {temperature}; expected a finite number > 0")
     for name, tensor in (("labels", labels), ("keys", keys), ("key_labels", key_labels), ("weight", weight)):
         if tensor is not None and tensor.device != features.device:
             raise ValueError(f"{name} is on {tensor.device}; expected {features.device} to match features")

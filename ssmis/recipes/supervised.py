@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
+from ssmis._checks import check_not_negative
 from ssmis.data.batch import Batch
 from ssmis.losses import dice_ce
 from ssmis.nets import VNet
@@ -31,6 +32,7 @@ class Supervised(Recipe):
         ce_weight: float = 1.0,
         predict_with: Sequence[str] | None = None,
     ) -> None:
+        check_not_negative(dice_weight=dice_weight, ce_weight=ce_weight)
         super().__init__(nets or {"vnet": VNet()}, predict_with=predict_with)
         self.dice_weight, self.ce_weight = dice_weight, ce_weight
 

@@ -114,9 +114,11 @@ class UCSegConfig:
         for name, value in vars(self).items():
             if name.endswith("_weight"):
                 check_not_negative(**{name: value})
-            elif name in ("quality_start", "quality_end", "mix_from"):
-                check_range(value, 0.0, 1.0, name=name)
-        check_range(self.levels, 1, sys.float_info.max, name="levels")
+            elif name in ("quality_start", "quality_end", "mix_from", "mix_side", "ramp_end", "calibration_start"):
+                check_range(value, 0.0, 1.0, name=name, open_low=name in ("ramp_end", "calibration_start"))
+            elif name in ("levels", "slots", "cells"):
+                check_range(value, 1, sys.float_info.max, name=name)
+        check_range(self.temperature, 0.0, sys.float_info.max, name="temperature", open_low=True)
 
 
 PRESETS = {
@@ -304,9 +306,8 @@ class UCSeg(Recipe):
         if c.prototype_masks == "guess":
             targets = top_class(output.logits).where(targets >= 0, -1)
         for level, features in enumerate(output.pyramid[-c.levels :]):
-            vectors, labels = class_prototypes(
-                features, targets, classes=self.classes, normalize=c.normalize, over=c.prototype_over
-            )
+            how: dict[str, Any] = {"normalize": c.normalize, "over": c.prototype_over}
+            vectors, labels = class_prototypes(features, targets, classes=self.classes, **how)
             kept = vectors[: len(good)].detach().transpose(1, 2).flatten(0, 1)
             candidates = kept, labels[: len(good)].where(good[:, None], -1).flatten()
             key = f"{name}_{level}"

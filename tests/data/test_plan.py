@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import json
 import math
 
 import numpy as np
@@ -143,6 +144,26 @@ def test_pictures_on_a_coarser_grid_fill_a_larger_batch(tmp_path):
     facts, _ = survey(find_dataset(tmp_path))
     assert make_plan(facts, memory_gb=0.5).batch == 2
     assert make_plan(facts, memory_gb=0.5, spacing_mm=(4, 4)).batch == 8
+
+
+def test_a_plan_knows_whether_the_size_of_voxels_was_known(tmp_path):
+    assert plan_of(plain(tmp_path / "volumes"))[0].sized
+    for index in range(2):
+        image, label = scan(index, (40, 44))
+        picture(tmp_path / "pictures/images" / f"{index}.png", image.astype(np.uint8))
+        picture(tmp_path / "pictures/labels" / f"{index}.png", label)
+    plan, _ = plan_of(tmp_path / "pictures", spacing_mm=(0.5, 0.5))
+    assert plan.sized is False
+    assert not plan.needs_size  # short voxels are those that were asked for
+    (tmp_path / "pictures/pixel_size.csv").write_text("filename,pixel size(mm)\n0.png,2.0\n1.png,2.0\n")
+    plan, _ = plan_of(tmp_path / "pictures")
+    assert plan.needs_size
+    plan.save(tmp_path / "plan.json")
+    old = json.loads((tmp_path / "plan.json").read_text())
+    del old["sized"]  # as files of before
+    assert not Plan.from_dict(old).needs_size
+    with pytest.raises(ValueError, match="sized is yes, which is none of a plan"):
+        Plan.from_dict({**old, "sized": "yes"})
 
 
 def test_channels_that_do_not_fit_are_named():

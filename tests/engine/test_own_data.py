@@ -23,14 +23,15 @@ from ssmis.data.splits import make_split, write_split
 from ssmis.engine import Predictor, sliding
 from ssmis.engine.evaluate import evaluate
 from ssmis.engine.export import export_run, load_exported
-from ssmis.engine.files import find_inputs, predict_case, predict_files
+from ssmis.engine.files import predict_case, predict_files
 from ssmis.engine.scoring import evaluate_run
 from ssmis.engine.sliding import brought_back
 from ssmis.engine.train import train
-from ssmis.engine.trained import TrainedRun, build_recipe
+from ssmis.engine.trained import TrainedRun, build_recipe, norm_of
 from ssmis.metrics import CaseScore, read_cases_csv
 from ssmis.metrics.cases import cases_csv
 from ssmis.options import TrainOptions
+from ssmis.registry import RECIPES
 from ssmis.report.folders import compared, report_runs, seeds_table
 from ssmis.report.runs import ReportRun
 
@@ -301,6 +302,19 @@ def test_onnx_computes_what_torch_does(patch, tmp_path):
 
 
 @pytest.mark.slow
+def test_an_onnx_model_that_computes_something_else_is_not_kept(tmp_path, monkeypatch):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason="the extra onnx is not installed")
+    run = write_run(tmp_path / "run", small_plan(2))
+    odd = torch.randn(1, 1, 17, 16)  # torch pads it; what was exported does not
+    monkeypatch.setattr(
+        sys.modules["ssmis.engine.export"], "_examples", lambda trained: (torch.randn(2, 1, 16, 16), odd)
+    )
+    with pytest.raises(ValueError, match=r"model\.onnx: "):
+        export_run(run, out=str(tmp_path / "out"), formats=["onnx"])
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_monai_accepts_the_bundle(run, tmp_path):
     bundle = pytest.importorskip("monai.bundle")
     folder = export_run(run, out=str(tmp_path), formats=["monai"])["monai"]
@@ -323,23 +337,6 @@ def test_monai_accepts_the_bundle(run, tmp_path):
     assert named({"pred": torch.tensor([[[0, 1], [1, 0]]])})["pred"].tolist() == [[[0, 3], [3, 0]]]
 
 
-def test_results_never_take_the_place_of_images(run, tmp_path, monkeypatch):
-    source = nifti(tmp_path / "images" / "a.nii.gz", scan(0)[0])
-    before = source.read_bytes()
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "link").symlink_to(tmp_path / "images")
-    for out in ("images", "link", str(tmp_path / "images")):
-        with pytest.raises(DataError, match=r"this is the folder of the image a\.nii\.gz"):
-            predict_files(run, [source], out=out, overwrite=True, progress=False)
-    assert source.read_bytes() == before
-    assert [path.name for path in (tmp_path / "images").iterdir()] == ["a.nii.gz"]
-
-
-def test_a_pair_of_header_and_voxels_is_one_image(tmp_path):
-    nib.save(nib.Nifti1Pair(scan(0)[0], np.eye(4)), tmp_path / "a.hdr")
-    assert [case.image.name for case in find_inputs([tmp_path], small_plan())] == ["a.hdr"]
-
-
 def test_a_run_is_evaluated_where_its_data_are_now(tmp_path):
     data = plain(tmp_path / "data", labelled=2, unlabelled=0)
     run = write_run(tmp_path / "run", small_plan(), data=data)
@@ -348,8 +345,11 @@ def test_a_run_is_evaluated_where_its_data_are_now(tmp_path):
     (tmp_path / "data").rename(tmp_path / "archive")
     with pytest.raises(DataError, match="and there is no such folder or table; add --dataset"):
         evaluate_run(run, progress=False)
-    (scores,) = evaluate_run(run, dataset=str(tmp_path / "archive"), progress=False)
+    told = []
+    (scores,) = evaluate_run(run, told.append, dataset=str(tmp_path / "archive"), progress=False)
     assert len(scores.results) == 1
+    assert told[0] == "1 held-out case, on its own grid"
+    assert "(too few cases for an interval)" in told[1]  # it was of no width
 
 
 @pytest.mark.parametrize(
@@ -366,32 +366,6 @@ def test_options_no_training_can_have_are_refused_before_anything_is_written(opt
     with pytest.raises(ValueError, match=told):
         train(data, out=str(tmp_path / "run"), **{"recipe": "supervised", "progress": False, **option})
     assert not (tmp_path / "run").exists()
-
-
-def test_a_bad_file_does_not_stop_the_others_and_resume_leaves_out_what_is_done(run, tmp_path):
-    for name in "acd":
-        nifti(tmp_path / f"in/{name}.nii.gz", scan(0)[0])
-    bad, told = tmp_path / "in/b.nii.gz", []
-    bad.write_bytes(b"no gzip")
-    options = {"out": str(tmp_path / "out"), "uncertainty": True, "progress": False}
-    with pytest.raises(DataError, match=r"1 of 4 images could not be segmented \(the others are in .*\): .*b.nii"):
-        predict_files(run, [tmp_path / "in"], tell=told.append, **options)
-    labels = [tmp_path / f"out/{name}.nii.gz" for name in "abcd"]
-    assert [path.exists() for path in labels] == [True, False, True, True]
-    assert len(told) == 4
-    before = labels[0].stat().st_mtime_ns
-
-    bad.unlink()
-    nifti(bad, scan(0)[0])
-    labels[3].unlink()  # as after an interruption: the uncertainty is there, the labels are not
-    written = predict_files(run, [tmp_path / "in"], tell=told.append, resume=True, **options)
-    assert [one.case for one in written] == ["b", "d"]
-    assert all(path.exists() for path in labels)
-    assert labels[0].stat().st_mtime_ns == before
-    assert "2 of 4 results are there already" in told
-    assert predict_files(run, [tmp_path / "in"], resume=True, **options) == []
-    with pytest.raises(ValueError, match="overwrite and resume are both set"):
-        predict_files(run, [tmp_path / "in"], resume=True, overwrite=True, **options)
 
 
 def test_scores_are_taken_in_slabs_and_are_those_of_the_whole():
@@ -470,12 +444,42 @@ def test_nets_are_normalised_by_single_images_if_a_batch_is_small(patch, batch, 
         ("dual_uncertainty", ["contrast_weight=high"], "contrast_weight=high.*see the recipe"),
         ("dual_uncertainty", ["keep_fraction=2"], "keep_fraction is 2"),
         ("dual_uncertainty", ["preset=paper"], "preset is no coefficient"),
+        ("dual_uncertainty", ["kl_rectified=False"], "kl_rectified=False, which is str; expected bool, as JSON writes"),
+        ("dual_uncertainty", ["candidates=2.5"], "candidates=2.5, which is float; expected int"),
+        ("dual_uncertainty", ["contrast_weight=true"], "contrast_weight=true, which is bool; expected float"),
+        ("dual_uncertainty", ["predict_with=vnet"], "predict_with=vnet, which is str; expected Sequence"),
         ("supervised", ["contrast_weight=1"], "unexpected keyword argument 'contrast_weight'.*'supervised'"),
+        ("supervised", ["ce_weight=-1"], "ce_weight is -1"),
+        ("supervised", ["ce_weight=high"], "ce_weight=high, which is str; expected float"),
+        ("mean_teacher", ["ema_warmup=no"], "ema_warmup=no, which is str; expected bool"),
+        ("uc_seg", ["ramp_end=0"], "ramp_end is 0"),
+        ("uc_seg", ["mix_side=5"], "mix_side is 5"),
+        ("uc_seg", ["temperature=0"], "temperature is 0"),
+        ("uc_seg", ["cells=0"], "cells is 0"),
+        ("uc_seg", ["calibration_start=0"], "calibration_start is 0"),
     ],
 )
 def test_coefficients_that_cannot_be_are_named(recipe, words, told):
     with pytest.raises(ValueError, match=told):
         build_recipe(TrainOptions("DATA", recipe=recipe, coefficients=words), small_plan())
+
+
+@pytest.mark.parametrize("recipe", list(RECIPES))
+def test_every_recipe_is_built_without_a_preset(recipe):
+    assert build_recipe(TrainOptions("DATA", recipe=recipe), small_plan()).students
+
+
+def test_coefficients_of_uc_seg_are_lists_too():
+    words = ["embedding=16", "gate_hidden=8", "fused_widths=[8, 4]", "positions=[1, 1, 1]", "symmetric=false"]
+    config = build_recipe(TrainOptions("DATA", recipe="uc_seg", coefficients=words), small_plan()).config
+    assert (config.fused_widths, config.symmetric) == ([8, 4], False)
+
+
+def test_an_encoder_of_timm_ends_as_one_voxel_earlier_than_the_plan_says():
+    nets = ["timm_unet:resnet18"]
+    assert norm_of(TrainOptions("DATA", nets=nets), small_plan(2, patch=32)) == "group"
+    assert norm_of(TrainOptions("DATA", nets=nets), small_plan(2, patch=48)) == "instance"  # padded to 64
+    assert norm_of(TrainOptions("DATA"), small_plan(2, patch=32)) == "instance"
 
 
 def test_methods_are_compared_by_the_means_of_their_seeds(tmp_path):
@@ -496,15 +500,3 @@ def test_methods_are_compared_by_the_means_of_their_seeds(tmp_path):
 def test_an_unknown_format_is_named(run):
     with pytest.raises(ValueError, match="formats has 'keras'"):
         export_run(run, formats=["keras"])
-
-
-def test_the_shards_of_a_folder_are_all_of_it(tmp_path):
-    run = write_run(tmp_path / "run", small_plan())
-    for name in "abcde":
-        nifti(tmp_path / "in" / f"{name}.nii.gz", scan(0)[0])
-    options = {"out": str(tmp_path / "out"), "progress": False, "device": "cpu"}
-    parts = [predict_files(run, [tmp_path / "in"], shard=f"{index}/2", **options) for index in range(2)]
-    assert [[own.case for own in part] for part in parts] == [["a", "c", "e"], ["b", "d"]]
-    assert predict_files(run, [tmp_path / "in"], shard="6/7", **options) == []
-    with pytest.raises(ValueError, match="shard is '2'; expected i/n, such as 0/4"):
-        predict_files(run, [tmp_path / "in"], shard="2", **options)

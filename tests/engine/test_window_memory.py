@@ -10,11 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from engine.own_runs import by_threshold, small_plan
+from data.folders import nifti, picture, scan
+from engine.own_runs import by_threshold, small_plan, write_run
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssmis.engine import Predictor
+from ssmis.data import DataError, find_dataset
+from ssmis.data.splits import make_split, write_split
+from ssmis.engine import Predictor, infer
+from ssmis.engine.scoring import evaluate_run
 from ssmis.engine.window_memory import GB, LIBRARIES, Task, fit_windows, needed
 
 CT = (512, 512, 600)
@@ -112,12 +116,54 @@ def _refusal(model, plan, image):
     return refused.value
 
 
+@pytest.mark.parametrize("dims", [3, 2])
+def test_scores_within_a_budget_are_those_without(dims, tmp_path, monkeypatch):
+    data, patch = tmp_path / "data", 32 if dims == 3 else 160
+    for index in range(2):
+        image, label = scan(index, (40, 36, 30) if dims == 3 else (200, 190))
+        if dims == 3:
+            nifti(data / f"images/case{index}.nii.gz", image)
+            nifti(data / f"labels/case{index}.nii.gz", label)
+        else:
+            picture(data / f"images/case{index}.png", image.astype(np.uint8))
+            picture(data / f"labels/case{index}.png", label)
+    for seed in range(2):
+        run = write_run(tmp_path / f"runs/seed{seed}", small_plan(dims, patch=patch, spacing=0.9), seed=seed, data=data)
+        write_split(make_split(find_dataset(data), test=1), run / "split")
+        (run / "protocol.json").write_text("{}")
+    chosen = []
+    original = infer.fit_windows
+
+    def seen(*arguments, **named):
+        chosen.append(original(*arguments, **named))
+        return chosen[-1]
+
+    monkeypatch.setattr(infer, "fit_windows", seen)
+    with pytest.raises(DataError, match=r"case\d\.\S+: memory_gb is 0\.1, but an image of") as refused:
+        evaluate_run(tmp_path / "runs", memory_gb=0.1, progress=False)
+    least = float(re.search(r"needs ([0-9.]+) GB", str(refused.value))[1])
+    found = []
+    for budget in (None, 64.0, least):
+        assert len(evaluate_run(tmp_path / "runs", memory_gb=budget, progress=False)) == 2
+        kept = [path for path in (tmp_path / "runs").rglob("*") if path.name.endswith((".csv", ".nii.gz", ".png"))]
+        found.append({path: path.read_bytes() for path in kept if path.is_file()})
+    assert [own.batch_size for own in chosen][:2] == [4, 4]
+    assert all(own.batch_size < 4 for own in chosen[2:])
+    assert len(found[0]) == 8
+    assert found[0] == found[1]
+    scores = ("cases.csv", "cases_largest.csv", ".nii.gz", ".png")
+    assert all(found[0][path] == found[2][path] for path in found[0] if path.name.endswith(scores))
+
+
 CHILD = """
 import sys
 import numpy as np
 import torch
 from engine.own_runs import small_plan
-from ssmis.engine import Predictor
+from ssmis.data import DataError, find_dataset
+from ssmis.data.splits import make_split, write_split
+from ssmis.engine import Predictor, infer
+from ssmis.engine.scoring import evaluate_run
 from ssmis.engine.runtime import peak_memory_mb, reset_peak_memory
 
 torch.set_num_threads(1)

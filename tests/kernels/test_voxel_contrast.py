@@ -4,6 +4,7 @@
 import math
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -679,6 +680,15 @@ def test_triton_says_why_it_cannot_run(monkeypatch):
         ({"temperature": math.nan}, "temperature is"),
         ({"temperature": math.inf}, "temperature is"),
         ({"temperature": torch.tensor(0.1, requires_grad=True)}, "temperature is a tensor"),
+        ({"temperature": "0.1"}, "temperature is '0.1'; expected a finite number"),
+        ({"temperature": None}, "temperature is None"),
+        ({"ignore_index": None}, "ignore_index is None; expected an integer"),
+        ({"ignore_index": 1.5}, "ignore_index is 1.5"),
+        ({"ignore_index": 2**64}, "ignore_index is 18446744073709551616"),
+        ({"normalize": "no"}, "normalize is 'no'; expected True or False"),
+        ({"features": [[0.0]]}, "features is of type list; expected a tensor"),
+        ({"keys": None}, "keys is of type NoneType"),
+        ({"weight": 1.0}, "weight is of type float"),
         ({"denominator": "some"}, "denominator is"),
         ({"reduction": "pooled"}, "reduction is"),
         ({"impl": "cuda"}, "impl is"),
@@ -692,6 +702,14 @@ def test_wrong_arguments_are_named(change, match):
     }  # fmt: skip
     with pytest.raises(ValueError, match=match):
         voxel_contrast(**arguments)
+
+
+def test_numbers_of_numpy_are_numbers():
+    features, labels = torch.eye(2)[:, :, None], torch.tensor([[0], [1]])
+    given = {"temperature": np.float32(0.5), "ignore_index": np.int64(-1)}
+    bank = torch.eye(2), torch.tensor([0, 1])
+    expected = voxel_contrast(features, labels, *bank, temperature=0.5)
+    torch.testing.assert_close(voxel_contrast(features, labels, *bank, **given), expected)
 
 
 def tables(bank, key_labels, labels, setting):
