@@ -220,8 +220,8 @@ def test_a_healthy_run_has_no_warning(tmp_path):
 def test_skipped_steps_and_an_early_end_are_warned_of(tmp_path):
     run, _ = write_run(tmp_path, planned=30)
     log = (run.folder / "metrics.csv").read_text().splitlines()
-    step, seconds, *_ = log[3].split(",")
-    log[3] = f"{step},{seconds},nan,nan,nan,0.5"
+    step, seconds, peak, *_ = log[3].split(",")
+    log[3] = f"{step},{seconds},{peak},nan,nan,nan,0.5"
     (run.folder / "metrics.csv").write_text("\n".join(log) + "\n")
     page = written(tmp_path, [run])
     assert "1 of 20 steps were skipped" in page.text
