@@ -2,7 +2,7 @@
 r"""Few labels and many unlabelled scans, through the functions of `ssmis`; interrupted, the same command continues.
 
 python benchmarks/own_data.py DATA/hippocampus --test 50 --labelled 15 --steps 800 --preset copy_paste --beside 2
-python benchmarks/own_data.py DATA/hc18 --test 36 --labelled 8 --steps 500 --preset copy_paste --beside 2 \
+python benchmarks/own_data.py DATA/hc18 --test 36 --labelled 8 --steps 700 --preset copy_paste --beside 2 \
     --nets timm_unet:resnet18 unet --spacing_mm 1 1 --mirror
 """
 

@@ -13,7 +13,7 @@ from ssmis.data.cases import Case, DataError, check_name
 from ssmis.data.families import FAMILIES
 from ssmis.data.la import read_list
 from ssmis.data.layouts import Dataset
-from ssmis.data.scans import stem_of
+from ssmis.data.suffixes import stem_of
 from ssmis.data.texts import read_json, read_text
 
 TABLES = ("cases.csv", "cases.tsv", "cases.json", "dataset.csv", "data.csv")

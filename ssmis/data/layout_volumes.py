@@ -10,7 +10,7 @@ from typing import Any
 from ssmis.data.cases import Case, DataError
 from ssmis.data.layout_tables import file_of, pixel_sizes
 from ssmis.data.layouts import IMAGES, LABELS, UNLABELLED, Dataset
-from ssmis.data.scans import stem_of, suffix_of
+from ssmis.data.suffixes import stem_of, suffix_of
 from ssmis.data.texts import read_json
 
 _LABEL_ENDINGS = r"[_.-](seg(mentation)?|labels?|mask|gt|annotation|dseg|roi)([_.-]?manual)?$"

@@ -80,7 +80,7 @@ def find_dataset(root: Path | str) -> Dataset:
         DataError: there is no such folder, no layout fits, or the one that fits is not what it says.
     """
     from ssmis.data import layout_tables, layout_volumes
-    from ssmis.data.scans import suffix_of
+    from ssmis.data.suffixes import suffix_of
 
     root = Path(root).expanduser()
     if root.is_file() and suffix_of(root):

@@ -9,7 +9,7 @@ import numpy as np
 
 from ssmis.data.cases import DataError
 from ssmis.data.plan import Channel, Plan
-from ssmis.data.scans import HDF5, PICTURES, suffix_of
+from ssmis.data.suffixes import says_size
 from ssmis.data.survey import MOST_CLASSES, CaseFacts
 
 BYTES_PER_VOXEL = 220  # of a training step, for each channel of the first level; an estimate for the dual nets
@@ -86,7 +86,7 @@ def make_plan(
     channels = tuple(_channel(facts, index, channel_names, intensity) for index in range(count))
     return Plan(
         dims, channels, ordered, names, spacing, size, tuple(patch), int(batch), pooling, kernels, widths, tuple(notes),
-        all(own.case.spacing_mm or _says_size(own) for own in facts),
+        all(own.case.spacing_mm or says_size(own.case.image) for own in facts),
     )  # fmt: skip
 
 
@@ -112,11 +112,6 @@ def shape_of_nets(
             lengths = [length * factor for length, factor in zip(lengths, factors)]
             sizes = [-(-n // factor) for n, factor in zip(sizes, factors)]
     return tuple(pooling), tuple(kernels)
-
-
-def _says_size(own: CaseFacts) -> bool:
-    """Whether the file itself has the size of its voxels: pictures and HDF5 have none."""
-    return suffix_of(own.case.image) not in PICTURES and own.case.image.suffix not in HDF5
 
 
 def _budget(memory_gb: float, width: int, volumes: int) -> int:

@@ -17,11 +17,9 @@ from ssmis.data.grid import Grid
 from ssmis.data.headers import DEFLATE, open_volume
 from ssmis.data.held_out import check_open
 from ssmis.data.la import load_la
+from ssmis.data.suffixes import HDF5, PICTURES, VOLUMES, suffix_of
 from ssmis.data.whole import replacing
 
-VOLUMES = (".nii.gz", ".nii", ".hdr", ".img", ".mgz", ".mgh", ".mnc")
-PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-HDF5 = (".h5", ".hdf5")
 SAME_PLACE = 0.1  # voxels: files of one scan that were written by two programs differ by less
 
 
@@ -31,21 +29,6 @@ class Scan:
 
     image: NDArray[Any]
     grid: Grid
-
-
-def suffix_of(path: Path | str) -> str:
-    """The suffix by which a file is read, such as ".nii.gz"; empty if it is none that is."""
-    name = Path(path).name.lower()
-    return next((suffix for suffix in (*VOLUMES, *PICTURES) if name.endswith(suffix)), "")
-
-
-def stem_of(path: Path | str) -> str:
-    """The name without that suffix.
-
-    >>> stem_of("scans/knee_03.nii.gz")
-    'knee_03'
-    """
-    return Path(path).name[: -len(suffix_of(path)) or None]
 
 
 def read_grid(path: Path | str, *, spacing_mm: Sequence[float] = ()) -> tuple[Grid, int, str]:

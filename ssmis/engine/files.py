@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from ssmis.data import Case, DataError, Plan, Scan
 from ssmis.data.layout_tables import pixel_sizes
 from ssmis.data.layout_volumes import bare_stem
-from ssmis.data.scans import HDF5, PICTURES, case_scan, stem_of, suffix_of, write_map
+from ssmis.data.scans import case_scan, write_map
+from ssmis.data.suffixes import HDF5, says_size, stem_of, suffix_of
 from ssmis.engine.distributed import parse_shard, shard
 from ssmis.engine.infer import Predictor
 from ssmis.engine.segmentation import Segmentation
@@ -221,7 +222,7 @@ def find_inputs(
         if len(paths) != expected:
             told = f"{expected} channel files" if several else "images of different names"
             raise DataError(f"{paths[0]}: case {name!r} has {len(paths)} files; expected {told}")
-        silent = suffix_of(paths[0]) in PICTURES or paths[0].suffix in HDF5  # files that say no size
+        silent = not says_size(paths[0])
         spacing = own[0][1] if silent or spacing_mm else ()
         if silent and not spacing and plan.needs_size:
             raise DataError(

@@ -299,9 +299,7 @@ def _backward(ctx: Any, upstream: Tensor | None, *_: Tensor | None) -> tuple[Ten
         gradients = voxel_contrast_backward_op(upstream, *ctx.saved_tensors, *ctx.settings, ctx.needs)
     else:
         valid, first, second, third, places = ctx.saved_tensors
-        if ctx.needs[0] and _hands_over(upstream, first, places, valid, ctx.dtypes[0]):
-            first = first.detach()
-        elif ctx.needs[0]:
+        if ctx.needs[0] and not _hands_over(upstream, first, places, valid, ctx.dtypes[0]):
             first = voxel_contrast_unpack_op(upstream, first, places, valid, ctx.dtypes[0])
         gradients = first, upstream * second, upstream * third
     features, keys, weight = once_differentiable(

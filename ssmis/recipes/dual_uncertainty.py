@@ -35,9 +35,9 @@ from ssmis.registry import BANKS, RECIPES
 from ssmis.schedules import ramp_to
 from ssmis.uncertainty import lowest_entropy
 
-_SURE = 100.0  # logit of a sure class against 0 of the others: its probability is 1
-
 __all__ = ["PRESETS", "DualUncertainty", "DualUncertaintyConfig"]
+
+_SURE = 100.0  # logit of a sure class against 0 of the others: its probability is 1
 
 
 class Seen(NamedTuple):
@@ -190,8 +190,12 @@ class DualUncertainty(Recipe):
         self.begin_step()
 
     def _mixed(self, batch: Batch) -> tuple[Batch, Callable[[Tensor], Tensor], Tensor | None]:
-        """The batch with boxes exchanged in the view the students see, what does so with the logits of the weak view,
-        and where labels are true ones, bool `(U, *S)`, if anywhere."""
+        """Exchange boxes in the view the students see.
+
+        Returns:
+            The batch with that view; what does the same with logits `(U, K, *S)` of the weak view; and where these are
+            true labels, bool `(U, *S)`, or None if nowhere.
+        """
         side = self.config.mix_side
         if side == 0:
             return batch, lambda logits: logits, None
@@ -262,7 +266,10 @@ class DualUncertainty(Recipe):
 
 
 def without_islands(logits: Tensor) -> Tensor:
-    """Logits `(B, K, *S)` that say background, for sure, outside the largest component of each class."""
+    """Return logits `(B, K, *S)` that say background, for sure, outside the largest component of each class.
+
+    Gradient: to the logits, but for those that were replaced.
+    """
     top = top_class(logits)
     islands = top != largest_components(top, classes=range(1, logits.shape[1]))
     background = torch.zeros_like(logits)

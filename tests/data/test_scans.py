@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from ssmis.data import DataError
 from ssmis.data.grid import Grid
-from ssmis.data.scans import read_grid, read_labels, read_scan, stem_of, suffix_of, write_map
+from ssmis.data.scans import read_grid, read_labels, read_scan, write_map
+from ssmis.data.suffixes import stem_of, suffix_of
 
 nib = pytest.importorskip("nibabel")
 Image = pytest.importorskip("PIL.Image")
