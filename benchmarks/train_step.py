@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A dual_uncertainty step with the paper's two nets: bf16 and channels-last against float32 and contiguous.
+"""A dual_uncertainty step with two nets: as it is, and without what makes it fast on a CPU, one thing at a time.
 
-    python benchmarks/train_step.py [--patch 64 64 48] [--steps 5]
+    python benchmarks/train_step.py [--patch 64 64 48] [--widths 16 32 64 128 256] [--norm batch] [--steps 5]
+    python benchmarks/train_step.py --profile        # where the time of a step goes
 
-Each variant runs in a process of its own, so that its peak memory is its own; the two alternate, and the ratio of the
-median step times is printed. Peak memory is what the process holds at most, less what it holds before the first step
+Each variant runs in a process of its own, so that its peak memory is its own; they alternate, and the ratios of the
+median step times are printed. Peak memory is what the process holds at most, less what it holds before the first step
 (interpreter, libraries, nets).
 """
 
@@ -17,9 +18,22 @@ import sys
 import tempfile
 import time
 
-VARIANTS = {
-    "float32, contiguous": {"precision": "fp32", "memory_format": "contiguous"},
-    "auto": {"precision": "auto", "memory_format": "auto"},
+# settings of the run, and what is switched off
+VARIANTS: dict[str, tuple[dict, list[str]]] = {
+    "float32, contiguous": ({"precision": "fp32", "memory_format": "contiguous"}, []),
+    "freed memory given back": ({}, ["keep_freed_memory"]),
+    "first layers by torch": ({}, ["_unrolls"]),
+    "both": ({}, ["keep_freed_memory", "_unrolls"]),
+    "as it is": ({}, []),
+}
+KINDS = {  # of operators, by a part of their names; the first that fits
+    "gradients of convolutions": ("convolution_backward",),
+    "convolutions": ("convolution",),
+    "norms, with gradients": ("batch_norm", "instance_norm"),
+    "optimiser": ("Optimizer", "lerp", "addcdiv", "addcmul", "sqrt"),
+    "activations, with gradients": ("threshold", "clamp"),
+    "softmax, with gradients": ("softmax", "logsumexp"),
+    "copies, casts, indexing": ("copy", "cat", "index", "gather", "pad", "fill", "where"),
 }
 
 
@@ -29,27 +43,39 @@ def resident_mb() -> float:
         return int(file.read().split()[1]) * resource.getpagesize() / 2**20
 
 
-def measure(settings: dict, patch: list[int], widths: list[int], steps: int) -> dict:
+def measure(
+    settings: dict, off: list[str], patch: list[int], widths: list[int], norm: str, steps: int, profile: bool = False
+) -> dict:
     """Train `steps` steps after two for warming up, on random volumes."""
     import torch
 
     from ssmis.data import Batch
     from ssmis.engine import FitConfig, fit
+    from ssmis.nets.conv import Conv3d
     from ssmis.recipes import DualUncertainty, dual_nets
 
+    if "keep_freed_memory" in off:
+        sys.modules["ssmis.engine.fit"].keep_freed_memory = lambda: None  # the name `fit` is a function in the package
+    if "_unrolls" in off:
+        Conv3d._unrolls = lambda self: False
     generator = torch.Generator().manual_seed(0)
 
     def batch(step: int) -> Batch:
         images = torch.randn(4, 1, *patch, generator=generator)
         return Batch(images[:2], (images[:2, 0] > 1).long(), images[2:], key=step)
 
-    recipe = DualUncertainty(dual_nets(widths=widths))
+    recipe = DualUncertainty(dual_nets(widths=widths, norm=norm))
     before = resident_mb()
     seconds = []
     last = [time.perf_counter()]
+    profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
 
     def clock(step: int, recipe: DualUncertainty) -> None:
         seconds.append(time.perf_counter() - last[0])
+        if profile and len(seconds) == 2:
+            profiler.start()
+        if profile and len(seconds) == steps + 2:
+            profiler.stop()
         last[0] = time.perf_counter()
 
     with tempfile.TemporaryDirectory() as folder:
@@ -57,16 +83,26 @@ def measure(settings: dict, patch: list[int], widths: list[int], steps: int) -> 
         fit(recipe, batch, config, out=folder, callbacks=[clock], progress=False)
     # the last step also writes the checkpoint, after its callback; the first two grow the heap
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"seconds": seconds[2:], "peak_mb": peak - before}
+    shares = kinds({event.key: event.self_cpu_time_total for event in profiler.key_averages()}) if profile else {}
+    return {"seconds": seconds[2:], "peak_mb": peak - before, "shares": shares}
 
 
-def compare(patch: list[int], widths: list[int], steps: int, rounds: int = 2) -> dict[str, dict]:
+def kinds(times: dict[str, float]) -> dict[str, float]:
+    """Shares of the kinds of operators in the time of all of them."""
+    found = dict.fromkeys([*KINDS, "everything else"], 0.0)
+    for name, taken in times.items():
+        kind = next((kind for kind, parts in KINDS.items() if any(part in name for part in parts)), "everything else")
+        found[kind] += taken / sum(times.values())
+    return found
+
+
+def compare(*job: object, rounds: int = 2) -> dict[str, dict]:
     """Alternate the variants `rounds` times and pool their steps."""
     found: dict[str, dict] = {name: {"seconds": [], "peak_mb": 0.0} for name in VARIANTS}
     for _ in range(rounds):
-        for name, settings in VARIANTS.items():
-            job = json.dumps([settings, patch, widths, steps])
-            line = subprocess.run([sys.executable, __file__, "--job", job], check=True, capture_output=True, text=True)
+        for name, variant in VARIANTS.items():
+            command = [sys.executable, __file__, "--job", json.dumps([*variant, *job])]
+            line = subprocess.run(command, check=True, capture_output=True, text=True)
             own = json.loads(line.stdout.splitlines()[-1])
             found[name]["seconds"] += own["seconds"]
             found[name]["peak_mb"] = max(found[name]["peak_mb"], own["peak_mb"])
@@ -77,18 +113,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--patch", type=int, nargs=3, default=[64, 64, 48])
     parser.add_argument("--widths", type=int, nargs="+", default=[16, 32, 64, 128, 256])
+    parser.add_argument("--norm", default="batch")
     parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--profile", action="store_true", help="print the shares of a step's parts instead")
     parser.add_argument("--job", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    job = [args.patch, args.widths, args.norm, args.steps]
     if args.job:
         print(json.dumps(measure(*json.loads(args.job))))
-        return
-    found = compare(args.patch, args.widths, args.steps)
-    for name, own in found.items():
-        print(f"{name:22} median {statistics.median(own['seconds']):.2f} s a step, peak {own['peak_mb']:.0f} MB")
-    slow, fast = found.values()
-    speed = statistics.median(slow["seconds"]) / statistics.median(fast["seconds"])
-    print(f"{speed:.2f} times faster, {fast['peak_mb'] / slow['peak_mb']:.2f} of the peak memory")
+    elif args.profile:
+        for kind, share in measure({}, [], *job, profile=True)["shares"].items():
+            print(f"{kind:28} {100 * share:5.1f} %")
+    else:
+        found = compare(*job)
+        *_, fastest = found.values()
+        for name, own in found.items():
+            ratio = statistics.median(own["seconds"]) / statistics.median(fastest["seconds"])
+            print(f"{name:24} median {statistics.median(own['seconds']):.2f} s a step, {ratio:.2f} times as long; "
+                  f"peak {own['peak_mb']:.0f} MB")  # fmt: skip
 
 
 if __name__ == "__main__":

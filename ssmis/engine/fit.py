@@ -15,7 +15,7 @@ from ssmis.engine.console import interruptible, progress_bar, stopped_by
 from ssmis.engine.distributed import join, together
 from ssmis.engine.lock import locked
 from ssmis.engine.run import Callback, Run
-from ssmis.engine.runtime import deterministic
+from ssmis.engine.runtime import deterministic, keep_freed_memory
 from ssmis.recipes.base import Recipe
 
 
@@ -45,7 +45,7 @@ def fit(
     Writes into `out`: `metrics.csv` (a row a step: loss, terms, weights, learning rate, gradient norm, foreground),
     `quality.csv` (what the callbacks return), `events.csv` (steps that were skipped, predictions that collapsed),
     `protocol.json` (settings, `facts`, nets that predict, versions), `env.json` and `checkpoints/last.pt` (everything,
-    atomic). SIGINT (Ctrl-C) and SIGTERM finish the step, write the checkpoint and raise KeyboardInterrupt or
+    atomic). On a CPU the process keeps the memory it frees, until it ends (glibc). SIGINT (Ctrl-C) and SIGTERM finish the step, write the checkpoint and raise KeyboardInterrupt or
     SystemExit(143); a second Ctrl-C does not wait for the step.
 
     With several processes each takes its part of every batch, gradients and the numbers in the logs are averaged, and
@@ -88,6 +88,8 @@ def fit(
         interruptible() as caught,
     ):
         run = Run(recipe, config, Path(out), world, facts=facts or {}, resume=resume)
+        if run.device.type == "cpu":
+            keep_freed_memory()
         try:
             with progress_bar(config.steps, run.step, show=progress and world.main) as bar:
                 for stage_end in run.stage_ends():

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Device, precision, memory layout, seeds, and a description of the machine."""
 
+import ctypes
 import os
 import platform
 import sys
@@ -18,6 +19,8 @@ from ssmis._checks import check_choice
 
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 _filling: Any = torch.utils.deterministic  # its attribute is made at import
+# options of glibc's mallopt, by their numbers in malloc.h
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -116,6 +119,19 @@ def apply_memory_format(module: nn.Module, memory_format: torch.memory_format) -
     for layer in module.modules():
         if isinstance(layer, nn.modules.conv._ConvNd) and rank in (None, layer.weight.ndim):
             layer.weight.data = layer.weight.data.contiguous(memory_format=memory_format)
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep up to 2 GiB of freed memory, where the C library is glibc.
+
+    A step frees and takes the same maps as the one before it; glibc would return them to the system each time, which
+    then clears every page anew.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    set_option = ctypes.CDLL(None).mallopt
+    for option, size in ((_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**26), (_M_MMAP_THRESHOLD, 2**25)):
+        set_option(option, size)
 
 
 def reset_peak_memory(device: torch.device | str = "cpu") -> None:

@@ -2,6 +2,8 @@
 import getpass
 import json
 import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -137,3 +139,28 @@ def test_environment_is_plain_json_without_names_of_the_machine():
     assert str(Path.home()) not in text or len(str(Path.home())) < 2
     assert platform.node() not in text or len(platform.node()) < 4
     assert getpass.getuser() not in text or len(getpass.getuser()) < 5
+
+
+FREED_AND_TAKEN_AGAIN = """
+import resource, sys, torch
+from ssmis.engine.runtime import keep_freed_memory
+torch.set_num_threads(1)
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+def use():
+    maps = [torch.ones(4 << 20) for _ in range(20)]  # 16 MiB each
+for _ in range(2):
+    use()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+use()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has mallopt")
+def test_freed_memory_is_taken_again_without_new_pages():
+    def page_faults(how):
+        command = [sys.executable, "-c", FREED_AND_TAKEN_AGAIN, how]
+        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+    assert page_faults("keep") < page_faults("default") / 4

@@ -56,6 +56,47 @@ def test_kernels_of_one_voxel_with_a_stride(kind, memory_format, stride, channel
         assert all(torch.allclose(one.double(), other, atol=1e-3) for one, other in zip(found, true, strict=True))
 
 
+@pytest.mark.parametrize(("kind", "size"), [(Conv2d, (9, 8)), (Conv3d, (9, 8, 10))])
+@pytest.mark.parametrize("kernel", [3, 7])
+def test_images_of_one_channel_are_unrolled(kind, size, kernel, monkeypatch):
+    """The same map, and the same gradients in image, weight and bias, but for the rounding of bfloat16."""
+    torch.manual_seed(0)
+    layer = kind(1, 8, kernel, padding=kernel // 2)
+    images = torch.randn(2, 1, *size).bfloat16().float().requires_grad_()
+    upstream = torch.randn(2, 8, *size).bfloat16()
+    layer.weight.data = layer.weight.data.bfloat16().float()
+
+    def found():
+        with torch.autocast("cpu", torch.bfloat16):
+            output = layer(images)
+        return output, *torch.autograd.grad(output, (images, *layer.parameters()), upstream)
+
+    exact = layer(images)
+    wanted = exact, *torch.autograd.grad(exact, (images, *layer.parameters()), upstream.float())
+    unrolled = found()
+    monkeypatch.setattr(kind, "_unrolls", lambda self: False)
+    for ours, torchs, true in zip(unrolled, found(), wanted, strict=True):
+        assert ours.dtype == torchs.dtype
+        assert (ours.float() - true).norm() <= 1.2 * (torchs.float() - true).norm() + 1e-3 * true.norm()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"stride": 2}, {"dilation": 2}, {"padding": 0}, {"padding_mode": "circular"}, {"in_channels": 2}, {"kernel": 1}],
+)
+def test_other_convolutions_are_left_to_torch(other):
+    arguments = {"in_channels": 1, "kernel": 3, "padding": 1} | other
+    channels, kernel = arguments.pop("in_channels"), arguments.pop("kernel")
+    arguments["padding"] = 0 if kernel == 1 else arguments["padding"]
+    torch.manual_seed(0)
+    layer = Conv3d(channels, 4, kernel, **arguments)
+    theirs = nn.Conv3d(channels, 4, kernel, **arguments)
+    theirs.load_state_dict(layer.state_dict())
+    images = torch.randn(1, channels, 8, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(layer(images), theirs(images))
+
+
 def test_guests_are_protected_in_place():
     guest = nn.Sequential(nn.Conv3d(1, 2, 3, padding=1), nn.Sequential(nn.Conv3d(2, 2, 1)))
     keys = list(guest.state_dict())
