@@ -22,14 +22,16 @@ _PROTOCOLS = (
         stride=(18, 18, 4),
         convention="medpy",
     ),
-    # the same method at half resolution, sized for two CPU cores
+    # the same method at half resolution, sized for two CPU cores; intensities of the files differ up to tenfold, since
+    # they were z-scored before they were cropped, which instance norm takes out and batch norm does not
     Protocol(
         name="la/cpu",
         family="la",
         patch=(64, 64, 48),
         widths=(8, 16, 32, 64, 128),
         dropout=0.1,
-        preset="balanced",
+        norm="instance",
+        preset="copy_paste",
         scale=0.5,
         augment=UPRIGHT,
         stride=(32, 32, 16),
