@@ -9,6 +9,8 @@ from torch import Tensor
 
 from ssmis.data.resample import majority
 
+_BLOCK = 64  # samples of one matrix product
+
 
 def resampled_size(size: Sequence[int], spacing_mm: Sequence[float], target_mm: Sequence[float]) -> tuple[int, ...]:
     """Voxels of a grid of about `target_mm` over the same extent, at least one an axis.
@@ -58,19 +60,25 @@ def resample_axis(maps: Tensor, axis: int, new: int) -> Tensor:
 
 
 def apply_axis(maps: Tensor, axis: int, index: Tensor, weight: Tensor) -> Tensor:
-    """Weighted sums of slices: the result of `axis_weights`, or some of its rows, applied to `maps`."""
-    shape = [1] * maps.ndim
-    shape[axis] = len(index)
-    out: Tensor | None = None
-    for tap in range(index.shape[1]):
-        own = weight[:, tap].to(maps.dtype)
-        if not bool(own.any()):
-            continue
-        part = maps.index_select(axis, index[:, tap])
-        out = part.mul_(own.view(shape)) if out is None else out.addcmul_(part, own.view(shape))
-    if out is None:
-        raise ValueError("the axis has no sample to interpolate from")
-    return out
+    """Weighted sums of slices: the result of `axis_weights`, or some of its rows, applied to `maps`.
+
+    A matrix product for each block of new samples with the old samples they come from: the matrix is banded.
+    """
+    parts = []
+    for start in range(0, len(index), _BLOCK):
+        taps, weights = index[start : start + _BLOCK], weight[start : start + _BLOCK].to(maps.dtype)
+        used = weights != 0
+        if not bool(used.any()):
+            raise ValueError("the axis has no sample to interpolate from")
+        low, high = int(taps[used].min()), int(taps[used].max()) + 1
+        matrix = weights.new_zeros(len(taps), high - low)
+        matrix.scatter_add_(1, (taps - low).clamp(0, high - low - 1), weights)  # beyond are weights of 0
+        own = maps.narrow(axis, low, high - low)
+        if axis == maps.ndim - 1:
+            parts.append(own @ matrix.T)
+        else:
+            parts.append((matrix @ own.flatten(axis + 1)).unflatten(-1, maps.shape[axis + 1 :]))
+    return torch.cat(parts, axis)
 
 
 def resample_maps(maps: Tensor, size: Sequence[int]) -> Tensor:

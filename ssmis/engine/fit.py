@@ -45,8 +45,9 @@ def fit(
     Writes into `out`: `metrics.csv` (a row a step: loss, terms, weights, learning rate, gradient norm, foreground),
     `quality.csv` (what the callbacks return), `events.csv` (steps that were skipped, predictions that collapsed),
     `protocol.json` (settings, `facts`, nets that predict, versions), `env.json` and `checkpoints/last.pt` (everything,
-    atomic). On a CPU the process keeps the memory it frees, until it ends (glibc). SIGINT (Ctrl-C) and SIGTERM finish the step, write the checkpoint and raise KeyboardInterrupt or
-    SystemExit(143); a second Ctrl-C does not wait for the step.
+    atomic). SIGINT (Ctrl-C) and SIGTERM finish the step, write the checkpoint and raise KeyboardInterrupt or
+    SystemExit(143); a second Ctrl-C does not wait for the step. On a CPU the process keeps the memory that it frees
+    until it ends (glibc), which makes steps faster.
 
     With several processes each takes its part of every batch, gradients and the numbers in the logs are averaged, and
     the first one reads and writes the folder and calls the callbacks; see `docs/scaling.md`.
