@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two different nets whose uncertainties are fused into one prediction, which teaches both."""
 
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, cast
+from dataclasses import replace
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from ssmis._checks import check_choice, check_not_negative, check_range
+from ssmis._checks import check_choice
 from ssmis._classes import top_class
 from ssmis.data.batch import Batch
 from ssmis.data.components import largest_components
@@ -27,124 +26,13 @@ from ssmis.memory import Bank, class_prototypes, gather_candidates, reliable_vol
 from ssmis.nets import CrossAttentionGate, FusedNets, FusionHead, GatedFusion
 from ssmis.nets.output import NetOutput
 from ssmis.recipes._nets import encoder_space, two_nets, uc_seg_nets
+from ssmis.recipes._uc_settings import IN_2D, PRESETS, UCSegConfig
 from ssmis.recipes.base import Recipe, Terms
 from ssmis.registry import BANKS, RECIPES, Example
 from ssmis.schedules import exponential_ramp, gaussian_ramp
 from ssmis.uncertainty import vacuity
 
-
-@dataclass(frozen=True)
-class UCSegConfig:
-    """Coefficients of `UCSeg`; the defaults are those of 3-D, and `IN_2D` holds those that differ in 2-D.
-
-    Attributes:
-        pair: segmentation loss of labels and pseudo-labels: "softmax" cross-entropy and Dice over the volume, or
-            "sigmoid" maps of each class with the Dice of each depth slice.
-        calibration_weight: of the calibration of evidence, labelled volumes, both nets and the fused head.
-        calibration_start: of the weight of right voxels, which rises from it to 1 as `exponential_ramp`.
-        fused_weight: of the segmentation and calibration of the fused head.
-        consistency_weight: of the binary cross-entropy with the peer's probabilities, all volumes.
-        pseudo_weight: of the pseudo-labels (w_max), at the end of the ramp.
-        ramp_end: progress at which the ramp exp(-5 (1 - t)^2) of the pseudo-labels reaches 1.
-        components: keep only the largest component of each class of a pseudo-label.
-        prototype_weight: of the contrast of prototypes with the banks, mean of both nets.
-        prototype_masks: where the prototypes of labelled volumes are taken: "truth", or the net's own "guess", which
-            then serves the unlabelled volumes too.
-        prototype_over: divide their sums by the voxels of the "class" or of the "volume".
-        region_weight: of the contrast of regions.
-        symmetric: both nets ask in it, or only the first one.
-        cells: of the regions, along each axis.
-        normalize: cosines in both contrasts, else inner products.
-        temperature: of both contrasts.
-        levels: number of encoder levels, from the coarsest, whose features are contrasted.
-        bank: of prototypes, one a net and level: "fifo", "ema", "batch" or "fifo_shared_pointer".
-        slots: prototypes a class, for both kinds of "fifo".
-        quality_start: Dice a labelled volume must exceed at the start for its prototypes to be remembered.
-        quality_end: the same at the end; it rises on a straight line.
-        mix_from: progress from which mixed volumes are learned from too (t_mix); 1: never.
-        mix_side: side of the pasted box, as a share of each axis.
-        gate_patch: voxels of a patch of the gate along each axis; divides the size of all images.
-        positions: patches along each axis of the gate's table of positions, best those of a training crop; for other
-            sizes it is interpolated.
-        embedding: channels of the gate's tokens.
-        gate_heads: of the gate's attention.
-        gate_hidden: channels of the gate's perceptron.
-        gate_dropout: of the gate.
-        fused_widths: channels of the fused head.
-        fused_activated: the fused head ends with a norm and LeakyReLU.
-    """
-
-    pair: Literal["softmax", "sigmoid"] = "softmax"
-    calibration_weight: float = 1.0
-    calibration_start: float = 0.01
-    fused_weight: float = 1.0
-    consistency_weight: float = 0.5
-    pseudo_weight: float = 1.0
-    ramp_end: float = 0.6
-    components: bool = True
-    prototype_weight: float = 0.2
-    prototype_masks: Literal["truth", "guess"] = "truth"
-    prototype_over: Literal["class", "volume"] = "class"
-    region_weight: float = 0.1
-    symmetric: bool = True
-    cells: int = 3
-    normalize: bool = True
-    temperature: float = 0.3
-    levels: int = 3
-    bank: str = "fifo"
-    slots: int = 144
-    quality_start: float = 0.2
-    quality_end: float = 0.76
-    mix_from: float = 0.12
-    mix_side: float = 2 / 3
-    gate_patch: int = 16
-    positions: Sequence[int] = (7, 7, 5)
-    embedding: int = 1024
-    gate_heads: int = 8
-    gate_hidden: int = 384
-    gate_dropout: float = 0.0
-    fused_widths: Sequence[int] = (16, 32, 64, 32, 16)
-    fused_activated: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuse unknown choices, negative weights and shares outside [0, 1]."""
-        check_choice(self.pair, ("softmax", "sigmoid"), name="pair")
-        check_choice(self.prototype_masks, ("truth", "guess"), name="prototype_masks")
-        check_choice(self.prototype_over, ("class", "volume"), name="prototype_over")
-        for name, value in vars(self).items():
-            if name.endswith("_weight"):
-                check_not_negative(**{name: value})
-            elif name in ("quality_start", "quality_end", "mix_from", "mix_side", "ramp_end", "calibration_start"):
-                check_range(value, 0.0, 1.0, name=name, open_low=name in ("ramp_end", "calibration_start"))
-            elif name in ("levels", "slots", "cells"):
-                check_range(value, 1, sys.float_info.max, name=name)
-        check_range(self.temperature, 0.0, sys.float_info.max, name="temperature", open_low=True)
-
-
-PRESETS = {
-    "ours": UCSegConfig(),
-    "release": UCSegConfig(
-        pair="sigmoid",
-        consistency_weight=0.0,
-        pseudo_weight=15.0,
-        prototype_masks="guess",
-        prototype_over="volume",
-        symmetric=False,
-        normalize=False,
-        bank="fifo_shared_pointer",
-        gate_dropout=0.1,
-        fused_activated=True,
-    ),
-}
-IN_2D: dict[str, Any] = {
-    "components": False,
-    "slots": 1440,
-    "quality_start": 0.5,
-    "quality_end": 0.96,
-    "mix_from": 0.24,
-    "positions": (16, 16),
-    "embedding": 96,
-}
+__all__ = ["IN_2D", "PRESETS", "UCSeg", "UCSegConfig"]
 
 
 @RECIPES.register(
