@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssmis._checks import check_range, check_same_shape
-from ssmis.nets.blocks import check_dims, conv
+from ssmis.nets.blocks import check_dims
 
 
 class CrossAttentionGate(nn.Module):
@@ -61,7 +61,7 @@ class CrossAttentionGate(nn.Module):
             )
         self.dims, self.patch, self.heads, self.dropout = dims, patch, heads, dropout
         grid = self._grid(size, "size")
-        self.embed = conv(1, embedding, patch, dims=dims, stride=patch)
+        self.embed = nn.Linear(patch**dims, embedding)
         self.positions = nn.Parameter(0.02 * torch.randn(1, embedding, *grid))
         self.query = nn.Linear(embedding, embedding)
         self.key_value = nn.Linear(embedding, 2 * embedding)
@@ -79,8 +79,8 @@ class CrossAttentionGate(nn.Module):
             )
         size = query_map.shape[2:]
         grid = self._grid(size, "query_map")
-        both = self.embed(torch.cat([query_map, key_map])) + self._positions(grid)
-        first, second = both.flatten(2).transpose(1, 2).chunk(2)  # (B, tokens, E)
+        positions = self._positions(grid).flatten(2).transpose(1, 2)
+        first, second = (self.embed(self._cut(torch.cat([query_map, key_map]), grid)) + positions).chunk(2)
         key, value = self._split(self.key_value(second)).chunk(2, dim=-1)
         answers = F.scaled_dot_product_attention(
             self._split(self.query(first)), key, value, dropout_p=self.dropout if self.training else 0.0
@@ -93,6 +93,12 @@ class CrossAttentionGate(nn.Module):
     def _split(self, tokens: Tensor) -> Tensor:
         # (B, tokens, E) to (B, heads, tokens, E / heads)
         return tokens.unflatten(2, (self.heads, -1)).transpose(1, 2)
+
+    def _cut(self, maps: Tensor, grid: Sequence[int]) -> Tensor:
+        # (B, 1, *S) to (B, tokens, patch^dims)
+        values = maps.reshape(len(maps), *(length for count in grid for length in (count, self.patch)))
+        order = [*range(1, 2 * self.dims, 2), *range(2, 2 * self.dims + 1, 2)]
+        return values.permute(0, *order).reshape(len(maps), -1, self.patch**self.dims)
 
     def _lay_out(self, values: Tensor, grid: Sequence[int]) -> Tensor:
         # (B, tokens, patch^dims) to (B, g1, p1, g2, p2, ...)
