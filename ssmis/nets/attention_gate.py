@@ -87,7 +87,7 @@ class CrossAttentionGate(nn.Module):
         )
         tokens = self.merge(answers.transpose(1, 2).flatten(2))
         tokens = tokens + self.perceptron(tokens)
-        gate = self._lay_out(self.spread(tokens), grid).reshape(len(query_map), 1, *size)
+        gate = self._lay_out(self.spread(tokens), grid).reshape(-1, 1, *size)
         return F.dropout(gate, self.dropout, self.training)
 
     def _split(self, tokens: Tensor) -> Tensor:
@@ -96,18 +96,19 @@ class CrossAttentionGate(nn.Module):
 
     def _cut(self, maps: Tensor, grid: Sequence[int]) -> Tensor:
         # (B, 1, *S) to (B, tokens, patch^dims)
-        values = maps.reshape(len(maps), *(length for count in grid for length in (count, self.patch)))
+        values = maps.reshape(-1, *(length for count in grid for length in (count, self.patch)))
         order = [*range(1, 2 * self.dims, 2), *range(2, 2 * self.dims + 1, 2)]
-        return values.permute(0, *order).reshape(len(maps), -1, self.patch**self.dims)
+        return values.permute(0, *order).flatten(1, self.dims).flatten(2)
 
     def _lay_out(self, values: Tensor, grid: Sequence[int]) -> Tensor:
         # (B, tokens, patch^dims) to (B, g1, p1, g2, p2, ...)
-        values = values.unflatten(2, (self.patch,) * self.dims).unflatten(1, tuple(grid))
+        values = values.reshape(-1, *grid, *(self.patch,) * self.dims)
         order = [axis for i in range(1, self.dims + 1) for axis in (i, self.dims + i)]
         return values.permute(0, *order)
 
     def _positions(self, grid: Sequence[int]) -> Tensor:
-        if tuple(self.positions.shape[2:]) == tuple(grid):
+        exported = torch.jit.is_tracing()  # then for every size
+        if tuple(self.positions.shape[2:]) == tuple(grid) and not exported:
             return self.positions
         mode = "bilinear" if self.dims == 2 else "trilinear"
         return F.interpolate(self.positions, size=tuple(grid), mode=mode, align_corners=False)

@@ -24,7 +24,8 @@ def small_plan(dims=3, *, spacing=1.0, values=(0, 1), channels=1, kind="zscore",
 
 def write_run(folder, plan, *, seed=0, data="DATA", **options):
     """A run folder with untrained nets."""
-    chosen = TrainOptions(data=str(data), out=str(folder), recipe="supervised", nets=["unet"], seed=seed, **options)
+    usual = {"recipe": "supervised", "nets": ["unet"]}
+    chosen = TrainOptions(data=str(data), out=str(folder), seed=seed, **(usual | options))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "checkpoints").mkdir(exist_ok=True)
     (folder / "options.json").write_text(json.dumps(asdict(chosen)))
@@ -32,7 +33,7 @@ def write_run(folder, plan, *, seed=0, data="DATA", **options):
     torch.manual_seed(seed)
     recipe = build_recipe(chosen, plan)
     with torch.no_grad():  # weights of a fresh net give nearly constant logits
-        for net in recipe.students.values():
+        for net in recipe.nets().values():
             net.head.conv.weight.mul_(20)
     save_checkpoint(folder / "checkpoints" / "last.pt", {"recipe": recipe.state_dict(), "ema": None})
     return folder

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from data.affines import affines, shapes
-from data.folders import LPS, RAS, nifti, picture, plain, scan
+from data.folders import LPS, nifti, picture, plain, scan
 from engine.own_runs import by_threshold, small_plan, write_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -285,58 +285,6 @@ def test_the_state_of_an_average_is_what_predicts(tmp_path):
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("patch", [8, 16])
-def test_onnx_computes_what_torch_does(patch, tmp_path):
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        pytest.importorskip(package, reason="the extra onnx is not installed")
-    run = write_run(tmp_path / "run", small_plan(patch=patch))
-    path = export_run(run, out=str(tmp_path), formats=["onnx"])["onnx"]
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    images = torch.rand(1, 1, 16, 32, 16)
-    (found,) = session.run(None, {"images": images.numpy()})
-    torch.testing.assert_close(
-        torch.from_numpy(found), TrainedRun.read(run).recipe().predict(images).probs, atol=1e-4, rtol=1e-3
-    )
-
-
-@pytest.mark.slow
-def test_an_onnx_model_that_computes_something_else_is_not_kept(tmp_path, monkeypatch):
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        pytest.importorskip(package, reason="the extra onnx is not installed")
-    run = write_run(tmp_path / "run", small_plan(2))
-    odd = torch.randn(1, 1, 17, 16)  # torch pads it; what was exported does not
-    monkeypatch.setattr(
-        sys.modules["ssmis.engine.export"], "_examples", lambda trained: (torch.randn(2, 1, 16, 16), odd)
-    )
-    with pytest.raises(ValueError, match=r"model\.onnx: "):
-        export_run(run, out=str(tmp_path / "out"), formats=["onnx"])
-    assert list((tmp_path / "out").iterdir()) == []
-
-
-def test_monai_accepts_the_bundle(run, tmp_path):
-    bundle = pytest.importorskip("monai.bundle")
-    folder = export_run(run, out=str(tmp_path), formats=["monai"])["monai"]
-    image, _ = scan(0, (20, 18, 14))
-    nifti(folder / "data" / "a.nii.gz", image, RAS)
-    parser = bundle.ConfigParser()
-    parser.read_config(folder / "configs" / "inference.json")
-    parser.read_meta(folder / "configs" / "metadata.json")
-    parser["bundle_root"] = str(folder)
-    network = parser.get_parsed_content("network")
-    images = torch.rand(1, 1, 16, 16, 16)
-    with torch.no_grad():
-        torch.testing.assert_close(
-            network(images), TrainedRun.read(run).recipe().predict(images).probs, atol=1e-5, rtol=1e-5
-        )
-    prepared = parser.get_parsed_content("preprocessing")({"image": str(folder / "data" / "a.nii.gz")})
-    ours = TrainedRun.read(run).plan.prepare(image[None], (1, 1, 1))
-    assert abs(float(prepared["image"].mean()) - float(ours.mean())) < 0.2
-    named = parser.get_parsed_content("postprocessing").transforms[-2]  # classes become the values of the labels
-    assert named({"pred": torch.tensor([[[0, 1], [1, 0]]])})["pred"].tolist() == [[[0, 3], [3, 0]]]
-
-
 def test_a_run_is_evaluated_where_its_data_are_now(tmp_path):
     data = plain(tmp_path / "data", labelled=2, unlabelled=0)
     run = write_run(tmp_path / "run", small_plan(), data=data)
@@ -495,8 +443,3 @@ def test_methods_are_compared_by_the_means_of_their_seeds(tmp_path):
     assert compared(runs).startswith("new minus base: Dice +15.00 points, 95 % interval +10.00 to +20.00")
     assert "2 cases, means over 2 and 2 runs" in compared(runs)
     assert compared(runs[:2]) == ""
-
-
-def test_an_unknown_format_is_named(run):
-    with pytest.raises(ValueError, match="formats has 'keras'"):
-        export_run(run, formats=["keras"])
