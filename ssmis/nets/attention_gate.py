@@ -107,7 +107,7 @@ class CrossAttentionGate(nn.Module):
         return values.permute(0, *order)
 
     def _positions(self, grid: Sequence[int]) -> Tensor:
-        exported = torch.jit.is_tracing()  # then for every size
+        exported = torch.jit.is_tracing()  # type: ignore[attr-defined]  # then for every size
         if tuple(self.positions.shape[2:]) == tuple(grid) and not exported:
             return self.positions
         mode = "bilinear" if self.dims == 2 else "trilinear"
