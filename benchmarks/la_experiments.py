@@ -8,19 +8,23 @@
 
 Protocol la/cpu with the changes named: fields of the protocol, of its settings of the run (`fit.`), and of
 dual_uncertainty (`recipe.`, `recipe.preset` too). Last checkpoint, no post-processing. The table of all runs under
---out is printed after each one, and by --show; the same command continues a run that was interrupted.
+--out is printed after each one, and by --show; the same command continues a run that was interrupted. Every 100 steps
+`quality.csv` gets the quality of the pseudo-labels of four unlabelled cases, whose labels serve that alone.
 """
 
 import argparse
 import ast
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from ssmis.data import la_split
-from ssmis.engine import PROTOCOLS, fit
+from ssmis.data import Case, la_split
+from ssmis.data.crop import crop_volume, stack_crops
+from ssmis.engine import PROTOCOLS, PseudoLabelQuality, fit
+from ssmis.engine.protocol import Protocol
 from ssmis.metrics import summarise
 from ssmis.recipes import DualUncertainty, Supervised
 from ssmis.report import format_table
@@ -87,12 +91,26 @@ def experiment(args: argparse.Namespace) -> None:
     facts = protocol.facts(labelled=labelled, unlabelled=unlabelled)
     cache = protocol.cache([*labelled, *unlabelled], args.out / "cache")
     batches = protocol.batches(cache, labelled, unlabelled)
-    run = fit(recipe, batches, settings, out=out, resume=True, facts=facts, held_out=split.val)
+    hidden = every[args.labelled :: max(1, (len(every) - args.labelled) // 4)][:4]
+    callbacks = [quality(protocol, hidden, args.out / "hidden")] if args.row == "dual_uncertainty" else []
+    run = fit(recipe, batches, settings, out=out, resume=True, facts=facts, held_out=split.val, callbacks=callbacks)
     scores = [score for result in protocol.score(run.recipe, split.val, out) for score in result.scores]
     dice = summarise(scores, metric="dice")
     worst = min(score.dice for score in scores)
     row = [name, args.steps, args.seed, 100 * dice.mean, 100 * worst, 100 * dice.sd, run.minutes]
     (out / "result.json").write_text(json.dumps(row) + "\n", encoding="utf-8")
+
+
+def quality(protocol: Protocol, cases: Sequence[Case], folder: Path) -> PseudoLabelQuality:
+    """Measure pseudo-labels in the middle of `cases`, given with their labels."""
+    cache = protocol.cache(cases, folder)
+    crops = []
+    for case in cases:
+        image, label = cache[case.id]
+        start = [(length - own) // 2 for length, own in zip(image.shape[1:], protocol.patch)]
+        crops.append(crop_volume(image, label, start=start, patch=protocol.patch))
+    images, labels, _ = stack_crops(crops, torch.device("cpu"))
+    return PseudoLabelQuality(images, labels)
 
 
 if __name__ == "__main__":
