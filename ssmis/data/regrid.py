@@ -62,8 +62,10 @@ def resample_axis(maps: Tensor, axis: int, new: int) -> Tensor:
 def apply_axis(maps: Tensor, axis: int, index: Tensor, weight: Tensor) -> Tensor:
     """Weighted sums of slices: the result of `axis_weights`, or some of its rows, applied to `maps`.
 
-    A matrix product for each block of new samples with the old samples they come from: the matrix is banded.
+    A matrix product for each block of new samples with the old samples they come from: the matrix is banded. A value
+    that is not finite spreads over its block. Autocast does not reach it.
     """
+    axis %= maps.ndim
     parts = []
     for start in range(0, len(index), _BLOCK):
         taps, weights = index[start : start + _BLOCK], weight[start : start + _BLOCK].to(maps.dtype)
@@ -74,10 +76,11 @@ def apply_axis(maps: Tensor, axis: int, index: Tensor, weight: Tensor) -> Tensor
         matrix = weights.new_zeros(len(taps), high - low)
         matrix.scatter_add_(1, (taps - low).clamp(0, high - low - 1), weights)  # beyond are weights of 0
         own = maps.narrow(axis, low, high - low)
-        if axis == maps.ndim - 1:
-            parts.append(own @ matrix.T)
-        else:
-            parts.append((matrix @ own.flatten(axis + 1)).unflatten(-1, maps.shape[axis + 1 :]))
+        with torch.autocast(maps.device.type, enabled=False):
+            if axis == maps.ndim - 1:
+                parts.append(own @ matrix.T)
+            else:
+                parts.append((matrix @ own.flatten(axis + 1)).unflatten(-1, maps.shape[axis + 1 :]))
     return torch.cat(parts, axis)
 
 

@@ -94,3 +94,18 @@ def test_sizes_that_make_no_sense_are_named():
         resampled_size((4, 4), (1, 1), (0, 1))
     with pytest.raises(ValueError, match="expected 2 lengths"):
         resample_maps(torch.zeros(1, 4, 4), (4,))
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2, -1, -2, -3])
+@pytest.mark.parametrize("new", [5, 40, 150])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_an_axis_is_the_weighted_sum_of_its_old_samples(axis, new, dtype):
+    """On every axis, counted from either end, in the type that came in, whatever autocast says."""
+    maps = torch.rand(37, 11, 70, dtype=dtype, generator=torch.Generator().manual_seed(0)).transpose(0, 1)
+    index, weight = axis_weights(maps.shape[axis], new)
+    samples = maps.movedim(axis, -1).double()[..., index]  # (..., new, taps)
+    expected = (samples * weight.to(dtype).double()).sum(-1).movedim(-1, axis)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = resample_axis(maps, axis, new)
+    assert found.dtype == dtype
+    assert torch.allclose(found.double(), expected, atol={torch.float64: 1e-12, torch.float32: 1e-6}.get(dtype, 1e-2))
