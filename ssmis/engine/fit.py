@@ -15,7 +15,7 @@ from ssmis.engine.console import interruptible, progress_bar, stopped_by
 from ssmis.engine.distributed import join, together
 from ssmis.engine.lock import locked
 from ssmis.engine.run import Callback, Run
-from ssmis.engine.runtime import deterministic, keep_freed_memory
+from ssmis.engine.runtime import deterministic, freed_memory_kept
 from ssmis.recipes.base import Recipe
 
 
@@ -47,7 +47,7 @@ def fit(
     `protocol.json` (settings, `facts`, nets that predict, versions), `env.json` and `checkpoints/last.pt` (everything,
     atomic). SIGINT (Ctrl-C) and SIGTERM finish the step, write the checkpoint and raise KeyboardInterrupt or
     SystemExit(143); a second Ctrl-C does not wait for the step. On a CPU the process keeps the memory that it frees
-    until it ends (glibc), which makes steps faster.
+    while it trains (glibc), which makes steps faster.
 
     With several processes each takes its part of every batch, gradients and the numbers in the logs are averaged, and
     the first one reads and writes the folder and calls the callbacks; see `docs/scaling.md`.
@@ -89,10 +89,11 @@ def fit(
         interruptible() as caught,
     ):
         run = Run(recipe, config, Path(out), world, facts=facts or {}, resume=resume)
-        if run.device.type == "cpu":
-            keep_freed_memory()
         try:
-            with progress_bar(config.steps, run.step, show=progress and world.main) as bar:
+            with (
+                freed_memory_kept(when=run.device.type == "cpu"),
+                progress_bar(config.steps, run.step, show=progress and world.main) as bar,
+            ):
                 for stage_end in run.stage_ends():
                     run.enter_stage()  # before its batches are made: a stage may change what is sampled
                     with Prefetch(run.parts_of(batches), run.step, stage_end) as stream:

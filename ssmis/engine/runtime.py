@@ -121,17 +121,23 @@ def apply_memory_format(module: nn.Module, memory_format: torch.memory_format) -
             layer.weight.data = layer.weight.data.contiguous(memory_format=memory_format)
 
 
-def keep_freed_memory() -> None:
-    """Let this process keep up to 2 GiB of freed memory, where the C library is glibc.
+@contextmanager
+def freed_memory_kept(*, when: bool) -> Iterator[None]:
+    """Let this process keep up to 2 GiB of freed memory, where the C library is glibc; afterwards it is given back.
 
     A step frees and takes the same maps as the one before it; glibc would return them to the system each time, which
     then clears every page anew.
     """
-    if platform.libc_ver()[0] != "glibc":
+    if not when or platform.libc_ver()[0] != "glibc":
+        yield
         return
-    set_option = ctypes.CDLL(None).mallopt
+    library = ctypes.CDLL(None)
     for option, size in ((_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**26), (_M_MMAP_THRESHOLD, 2**25)):
-        set_option(option, size)
+        library.mallopt(option, size)
+    try:
+        yield
+    finally:
+        library.malloc_trim(0)
 
 
 def reset_peak_memory(device: torch.device | str = "cpu") -> None:

@@ -143,24 +143,32 @@ def test_environment_is_plain_json_without_names_of_the_machine():
 
 FREED_AND_TAKEN_AGAIN = """
 import resource, sys, torch
-from ssmis.engine.runtime import keep_freed_memory
+from ssmis.engine.runtime import freed_memory_kept
 torch.set_num_threads(1)
-if sys.argv[1] == "keep":
-    keep_freed_memory()
 def use():
     maps = [torch.ones(4 << 20) for _ in range(20)]  # 16 MiB each
-for _ in range(2):
-    use()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() / 2**20
 use()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+start = resident()
+with freed_memory_kept(when=sys.argv[1] == "keep"):
+    use()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    use()
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, resident() - start)
+print(resident() - start)
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has mallopt")
-def test_freed_memory_is_taken_again_without_new_pages():
-    def page_faults(how):
+def test_freed_memory_is_kept_for_a_while():
+    def child(how):
         command = [sys.executable, "-c", FREED_AND_TAKEN_AGAIN, how]
-        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        return [
+            float(word) for word in subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+        ]
 
-    assert page_faults("keep") < page_faults("default") / 4
+    page_faults, held, afterwards = child("keep")
+    assert page_faults < child("default")[0] / 4
+    assert held > 200
+    assert afterwards < 50
