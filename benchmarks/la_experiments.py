@@ -65,6 +65,10 @@ def main() -> None:
 
 def experiment(args: argparse.Namespace) -> None:
     """Train and score one run, and write its row of the table into `result.json`."""
+    if wrong := [
+        change for change in args.change if "=" not in change or change.startswith(("fit.steps=", "fit.seed="))
+    ]:
+        raise SystemExit(f"--change has {wrong[0]!r}; expected NAME=VALUE, and --steps and --seed for those two")
     changes = dict(change.split("=", 1) for change in args.change)
     own = {"": {}, "fit": {}, "recipe": {}}
     for name, text in changes.items():

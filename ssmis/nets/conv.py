@@ -9,9 +9,11 @@ Kernels of one voxel with a stride work on the voxels they need, without a strid
 weight gradient of `Conv2d(4, 4, 1, stride=2)` in the layout channels-last writes outside its memory.
 
 Images of one channel are slow in bfloat16, whose instructions multiply many channels at once: a 7^3 stem of eight maps
-takes a sixth of a training step. Their kernels are unrolled along the last axis, whose shifts become channels.
+takes a sixth of a training step. Their kernels are unrolled along the last axis, whose shifts become channels; kernels
+of three voxels only where the CPU has AMX, since without it they gain nothing.
 """
 
+from functools import cache
 from typing import Any, cast
 
 import torch
@@ -29,7 +31,8 @@ class _Careful(nn.modules.conv._ConvNd):
             return cast(Tensor, own(input[every], weight, bias, groups=self.groups))
         small = any(size < kernel for size, kernel in zip(input.shape[2:], self.kernel_size))
         half = input.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
-        if half and not small and input.device.type == "cpu" and self._unrolls():
+        batched = input.ndim == weight.ndim and input.shape[1] == 1
+        if half and not small and batched and input.device.type == "cpu" and self._unrolls():
             return _unrolled(input, weight, bias)
         if not (small and half and input.device.type == "cpu"):
             return forward(input, weight, bias)
@@ -41,7 +44,14 @@ class _Careful(nn.modules.conv._ConvNd):
         """Whether one channel comes in, and the last axis has a kernel with same padding by zeros."""
         plain = self.padding_mode == "zeros" and set(self.stride) == {1} and set(self.dilation) == {1}
         same = tuple(self.padding) == tuple(length // 2 for length in self.kernel_size)
-        return self.in_channels == 1 and plain and same and self.kernel_size[-1] % 2 == 1 < self.kernel_size[-1]
+        last = self.kernel_size[-1]
+        return self.in_channels == 1 and plain and same and last % 2 == 1 and last >= (3 if _has_amx() else 5)
+
+
+@cache
+def _has_amx() -> bool:
+    probe: Any = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return probe is not None and bool(probe())
 
 
 def _unrolled(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

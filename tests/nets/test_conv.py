@@ -97,6 +97,22 @@ def test_other_convolutions_are_left_to_torch(other):
         assert torch.equal(layer(images), theirs(images))
 
 
+@pytest.mark.parametrize("shape", [(1, 9, 9, 9), (9, 9, 9), (2, 3, 9, 9, 9)])
+def test_input_of_other_shapes_is_treated_as_torch_does(shape):
+    """Without a batch, or with channels that do not fit."""
+    results = []
+    for kind in (Conv3d, nn.Conv3d):
+        torch.manual_seed(0)
+        layer = kind(1, 4, 7, padding=3)
+        with torch.autocast("cpu", torch.bfloat16):
+            try:
+                results.append(layer(torch.ones(shape)))
+            except RuntimeError as error:
+                results.append(str(error))
+    ours, theirs = results
+    assert torch.equal(ours, theirs) if isinstance(ours, torch.Tensor) else ours == theirs
+
+
 def test_guests_are_protected_in_place():
     guest = nn.Sequential(nn.Conv3d(1, 2, 3, padding=1), nn.Sequential(nn.Conv3d(2, 2, 1)))
     keys = list(guest.state_dict())
