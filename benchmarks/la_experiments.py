@@ -6,15 +6,14 @@
     python benchmarks/la_experiments.py --data DATA/la --out runs/la_experiments --row dual_uncertainty \
         --change fit.learning_rate=5e-3 recipe.mix_side=0.5
 
-Protocol la/cpu with the changes named: fields of the protocol, of its settings of the run (`fit.`), and of
-dual_uncertainty (`recipe.`, `recipe.preset` too). Last checkpoint, no post-processing. The table of all runs under
---out is printed after each one, and by --show; the same command continues a run that was interrupted. Every 100 steps
+Protocol la/cpu with the changes named: fields of the protocol, of its settings of the run (`fit.`), and arguments of
+the recipe (`recipe.`, `recipe.preset` too). Last checkpoint. The table of all runs under --out is printed after each
+one, and by --show; the same command continues a run that was interrupted. Every 100 steps
 `quality.csv` gets the quality of the pseudo-labels of four unlabelled cases, whose labels serve that alone.
 """
 
 import argparse
 import ast
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,9 +24,8 @@ from ssmis.data import Case, la_split
 from ssmis.data.crop import crop_volume, stack_crops
 from ssmis.engine import PROTOCOLS, PseudoLabelQuality, fit
 from ssmis.engine.protocol import Protocol
-from ssmis.metrics import summarise
-from ssmis.recipes import DualUncertainty, Supervised
-from ssmis.report import format_table
+from ssmis.recipes import DualUncertainty, Recipe, Supervised
+from ssmis.report.compare import runs_table
 
 ROWS = ("supervised", "dual_uncertainty", "all_labels")
 
@@ -56,53 +54,51 @@ def main() -> None:
         if args.data is None:
             parser.error("--data is missing; expected the folder of the Left Atrium data set")
         try:
-            experiment(args)
-        except TypeError as error:
+            protocol, recipe = changed(args)
+        except (TypeError, ValueError) as error:  # an unknown field, or a value it cannot have
             parser.error(f"--change {' '.join(args.change)}: {error}")
-    rows = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(args.out.glob("*/result.json"))]
-    print(format_table(["run", "steps", "seed", "Dice %", "worst", "sd over cases", "minutes"], rows))
+        experiment(args, protocol, recipe)
+    print(runs_table([file.parent for file in sorted(args.out.glob("*/cases.csv"))]))
 
 
-def experiment(args: argparse.Namespace) -> None:
-    """Train and score one run, and write its row of the table into `result.json`."""
-    if wrong := [
-        change for change in args.change if "=" not in change or change.startswith(("fit.steps=", "fit.seed="))
-    ]:
-        raise SystemExit(f"--change has {wrong[0]!r}; expected NAME=VALUE, and --steps and --seed for those two")
-    changes = dict(change.split("=", 1) for change in args.change)
-    own = {"": {}, "fit": {}, "recipe": {}}
-    for name, text in changes.items():
+def changed(args: argparse.Namespace) -> tuple[Protocol, Recipe]:
+    """Return the protocol la/cpu with the changes, and a fresh recipe."""
+    own: dict[str, dict[str, object]] = {"": {}, "fit": {}, "recipe": {}}
+    for change in args.change:
+        name, equals, text = change.partition("=")
         kind, _, field = name.rpartition(".")
-        if kind not in own:
-            raise SystemExit(f"--change has {name!r}; expected a field of the protocol, or fit.FIELD or recipe.FIELD")
+        if not equals or kind not in own or name in ("fit.steps", "fit.seed"):
+            raise ValueError(
+                "expected NAME=VALUE with a field of the protocol, fit.FIELD or recipe.FIELD; steps and seed have "
+                "options of their own"
+            )
         own[kind][field] = value_of(text)
     protocol = PROTOCOLS["la/cpu"]
-    settings = replace(protocol.fit, **{"steps": args.steps, "seed": args.seed, **own["fit"]})
+    settings = replace(protocol.fit, steps=args.steps, seed=args.seed, **own["fit"])
     protocol = replace(protocol, fit=settings, **own[""])
+    torch.manual_seed(args.seed)
+    if args.row == "dual_uncertainty":
+        return protocol, DualUncertainty(protocol.nets(), **{"preset": protocol.preset, **own["recipe"]})
+    return protocol, Supervised(protocol.nets(), **own["recipe"])
 
+
+def experiment(args: argparse.Namespace, protocol: Protocol, recipe: Recipe) -> None:
+    """Train and score one run, in a folder of its name."""
     every = la_split(args.data, labelled="all", val=args.val).labelled
     split = la_split(args.data, labelled=args.labelled, val=args.val)
     labelled = every if args.row == "all_labels" else split.labelled
     unlabelled = split.unlabelled if args.row == "dual_uncertainty" else ()
-    torch.manual_seed(args.seed)
-    nets = protocol.nets()
-    if args.row == "dual_uncertainty":
-        recipe = DualUncertainty(nets, **{"preset": protocol.preset, **own["recipe"]})
-    else:
-        recipe = Supervised(nets, **own["recipe"])
-    name = " ".join([args.row, *([f"labelled={args.labelled}"] if args.labelled != 8 else []), *args.change])
-    out = args.out / f"{name} steps={args.steps} seed={args.seed}".replace("/", "-")
+    if args.row == "dual_uncertainty" and not unlabelled:
+        raise SystemExit(f"--labelled {args.labelled} leaves no unlabelled case; dual_uncertainty needs some")
+    name = [args.row, f"labelled={len(labelled)}", *args.change, f"steps={args.steps}", f"seed={args.seed}"]
+    out = args.out / " ".join(name).replace("/", "-")
     facts = protocol.facts(labelled=labelled, unlabelled=unlabelled)
     cache = protocol.cache([*labelled, *unlabelled], args.out / "cache")
     batches = protocol.batches(cache, labelled, unlabelled)
-    hidden = every[args.labelled :: max(1, (len(every) - args.labelled) // 4)][:4]
-    callbacks = [quality(protocol, hidden, args.out / "hidden")] if args.row == "dual_uncertainty" else []
-    run = fit(recipe, batches, settings, out=out, resume=True, facts=facts, held_out=split.val, callbacks=callbacks)
-    scores = [score for result in protocol.score(run.recipe, split.val, out) for score in result.scores]
-    dice = summarise(scores, metric="dice")
-    worst = min(score.dice for score in scores)
-    row = [name, args.steps, args.seed, 100 * dice.mean, 100 * worst, 100 * dice.sd, run.minutes]
-    (out / "result.json").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    hidden = every[len(split.labelled) :][:: max(1, len(unlabelled) // 4)][:4]
+    callbacks = [quality(protocol, hidden, args.out / "hidden")] if unlabelled else []
+    run = fit(recipe, batches, protocol.fit, out=out, resume=True, facts=facts, held_out=split.val, callbacks=callbacks)
+    protocol.score(run.recipe, split.val, out)
 
 
 def quality(protocol: Protocol, cases: Sequence[Case], folder: Path) -> PseudoLabelQuality:

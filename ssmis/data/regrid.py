@@ -64,6 +64,17 @@ def apply_axis(maps: Tensor, axis: int, index: Tensor, weight: Tensor) -> Tensor
 
     A matrix product for each block of new samples with the old samples they come from: the matrix is banded. A value
     that is not finite spreads over its block. Autocast does not reach it.
+
+    Args:
+        maps: floating point, any number of axes.
+        axis: the axis to interpolate along; may be counted from the end.
+        index: int64 `(new, taps)`.
+        weight: `(new, taps)`; brought to the type of `maps`.
+
+    Raises:
+        ValueError: no sample has a weight.
+
+    Gradient: to `maps`.
     """
     axis %= maps.ndim
     parts = []

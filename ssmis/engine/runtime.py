@@ -123,10 +123,11 @@ def apply_memory_format(module: nn.Module, memory_format: torch.memory_format) -
 
 @contextmanager
 def freed_memory_kept(*, when: bool) -> Iterator[None]:
-    """Let this process keep up to 2 GiB of freed memory, where the C library is glibc; afterwards it is given back.
+    """Let this process keep the memory that it frees, where the C library is glibc; afterwards it is given back.
 
     A step frees and takes the same maps as the one before it; glibc would return them to the system each time, which
-    then clears every page anew.
+    then clears every page anew. Maps above 32 MiB, the most that glibc lets one set, are returned all the same. The
+    options of the allocator stay as they were set here.
     """
     if not when or platform.libc_ver()[0] != "glibc":
         yield

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Convolutions that keep away from what oneDNN, as torch 2.14 ships it, computes wrongly on a CPU.
+"""Convolutions that keep away from what oneDNN, as torch 2.14 ships it, computes wrongly or slowly on a CPU.
 
 Maps smaller than their kernel (3^3 on 2 x 2 x 2 voxels, the bottleneck of a small patch) are computed in float32: their
 bfloat16 weight gradients are unwritten memory, which may look plausible, and other sizes have ended the process with a
@@ -25,20 +25,21 @@ class _Careful(nn.modules.conv._ConvNd):
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # torch's name
         forward: Any = super()._conv_forward
-        if input.device.type == "cpu" and max(self.kernel_size) == 1 < max(self.stride) and not any(self.padding):
+        if input.device.type != "cpu":
+            return forward(input, weight, bias)
+        if max(self.kernel_size) == 1 < max(self.stride) and not any(self.padding):
             every: tuple[Any, ...] = (..., *(slice(None, None, step) for step in self.stride))
             own: Any = nn.functional.conv2d if len(self.stride) == 2 else nn.functional.conv3d
             return cast(Tensor, own(input[every], weight, bias, groups=self.groups))
-        small = any(size < kernel for size, kernel in zip(input.shape[2:], self.kernel_size))
-        half = input.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
-        batched = input.ndim == weight.ndim and input.shape[1] == 1
-        if half and not small and batched and input.device.type == "cpu" and self._unrolls():
-            return _unrolled(input, weight, bias)
-        if not (small and half and input.device.type == "cpu"):
+        if not (input.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")):
             return forward(input, weight, bias)
-        with torch.autocast("cpu", enabled=False):
-            output = forward(input.float(), weight.float(), None if bias is None else bias.float())
-        return output.to(weight.dtype)
+        if any(size < kernel for size, kernel in zip(input.shape[2:], self.kernel_size)):
+            with torch.autocast("cpu", enabled=False):
+                output = forward(input.float(), weight.float(), None if bias is None else bias.float())
+            return output.to(weight.dtype)
+        if input.ndim == weight.ndim and input.shape[1] == 1 and self._unrolls():
+            return _unrolled(input, weight, bias)
+        return forward(input, weight, bias)
 
     def _unrolls(self) -> bool:
         """Whether one channel comes in, and the last axis has a kernel with same padding by zeros."""
@@ -66,11 +67,11 @@ def _unrolled(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class Conv2d(_Careful, nn.Conv2d):
-    """`torch.nn.Conv2d`, kept from what oneDNN computes wrongly."""
+    """`torch.nn.Conv2d`, kept from what oneDNN computes wrongly or slowly."""
 
 
 class Conv3d(_Careful, nn.Conv3d):
-    """`torch.nn.Conv3d`, kept from what oneDNN computes wrongly."""
+    """`torch.nn.Conv3d`, kept from what oneDNN computes wrongly or slowly."""
 
 
 def protect_small_maps(module: nn.Module) -> None:
