@@ -18,6 +18,7 @@ from ssmis.engine.atomic import replace_text
 from ssmis.engine.budget import seconds_per_step, steps_for
 from ssmis.engine.lock import locked
 from ssmis.engine.record import changed_settings, list_facts, method_of
+from ssmis.engine.run import Callback
 from ssmis.recipes import Recipe, Supervised
 from ssmis.registry import RECIPES
 from ssmis.report.study import Cell, Study, read_study
@@ -25,7 +26,7 @@ from ssmis.report.study import Cell, Study, read_study
 __all__ = ["run"]
 
 Build = Callable[[Protocol], Recipe]
-SUPERVISED = "supervised"
+SUPERVISED, ALL_LABELS = "supervised", "all_labels"
 
 
 def run(
@@ -36,7 +37,10 @@ def run(
     out: Path | str,
     seeds: int | Sequence[int] = 3,
     minutes: float | None = None,
+    steps: Mapping[str, int] | None = None,
     validations: int = 10,
+    everything: Sequence[Case] = (),
+    callbacks: Sequence[Callback] = (),
     against: Sequence[str] = (SUPERVISED,),
     progress: bool = True,
     tell: Callable[[str], None] | None = None,
@@ -45,12 +49,13 @@ def run(
 
     A row is a method, a cell is one training of it with one seed, and `out/<row>/seed<seed>` is its run folder. Within
     a seed all rows begin with the same random state. A row `supervised`, labelled cases only, comes first: the nets of
-    the first method, as many steps or minutes.
+    the first method, as many steps or minutes. With `everything` a row `all_labels` comes last, which is the same on
+    these cases: what further labels would bring.
 
     Test cases are scored, or the validation cases where there are no test cases. The last checkpoint is always scored;
     with validation cases also the best of `validations` looks at them, by mean Dice. Where these cases are the scored
     ones, the best is chosen on what it is scored on, and the table says so. Test cases are closed while anything
-    trains.
+    trains, and validation cases too where nothing looks at them.
 
     Each finished cell is written down at once, and `out/table.md` with it. The same call again continues: it skips
     finished cells, resumes a begun one at its checkpoint, and leaves out what another process works on. More seeds or
@@ -66,7 +71,13 @@ def run(
         minutes: of training steps a run, instead of the protocol's `fit.steps`: the speed of all rows is measured side
             by side first (`seconds_per_step`), and kept in `study.json`, so every seed has as many steps and a schedule
             that depends on nothing else. Validation and scoring take their time on top.
-        validations: looks at the validation cases in a run, evenly spaced.
+        steps: row -> its steps, of rows that have others than the protocol's or the budget's; such as a supervised row
+            that takes as long as the method. A row `all_labels` may be named, too.
+        validations: looks at the validation cases in a run, evenly spaced; 0: none, the last checkpoint alone.
+        everything: labelled cases of the row `all_labels`, usually those of the split and the hidden labels of its
+            unlabelled ones.
+        callbacks: called in every training as those of `fit` are, such as `PseudoLabelQuality`; without looks at
+            validation cases every `fit.callback_every` steps.
         against: rows that all others are held against, by the seed spread (`compare_seeds`).
         progress: show bars.
         tell: called with a line about what begins, such as `print`.
@@ -77,7 +88,7 @@ def run(
         DataError: from reading cases.
     """
     protocol = PROTOCOLS[protocol] if isinstance(protocol, str) else protocol
-    rows = _rows(recipe)
+    rows = _rows(recipe, ceiling=bool(everything))
     seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds is {seeds}; expected at least one, each once")
@@ -87,7 +98,15 @@ def run(
     if not scored:
         raise ValueError("split has neither test nor validation cases; expected some to score")
     out = Path(out)
-    plan = _Plan(protocol, rows, split, scored, out, minutes, validations, progress, tell or (lambda line: None))
+    if validations < 0:
+        raise ValueError(f"validations is {validations}; expected at least 0")
+    if shared := sorted({case.id for case in everything} & {case.id for case in scored}):
+        raise ValueError(f"everything holds cases that are scored: {', '.join(shared[:5])}; expected none of them")
+    own = dict(steps or {})
+    if unknown := [name for name in own if name not in rows]:
+        raise ValueError(f"steps names {unknown}; expected some of {list(rows)}")
+    plan = _Plan(protocol, rows, split, scored, out, minutes, own, validations, everything, callbacks, progress,
+                 tell or (lambda line: None))  # fmt: skip
     with locked(out):
         replace_text(out / "study.json", json.dumps(plan.facts(seeds, against), indent=1))
     cells = read_study(out).cells
@@ -102,8 +121,8 @@ def run(
     return read_study(out)
 
 
-def _rows(recipe: str | Build | Mapping[str, Build]) -> dict[str, Build]:
-    """Name -> builder, the supervised row first."""
+def _rows(recipe: str | Build | Mapping[str, Build], *, ceiling: bool) -> dict[str, Build]:
+    """Name -> builder, the supervised row first, the one with all labels last."""
     if isinstance(recipe, str):
         entry = RECIPES[recipe]  # an unknown name is told here
 
@@ -126,7 +145,10 @@ def _rows(recipe: str | Build | Mapping[str, Build]) -> dict[str, Build]:
         method = first(protocol)
         return Supervised(dict(method.students))
 
-    return {SUPERVISED: recipe.get(SUPERVISED, baseline), **recipe}
+    if ALL_LABELS in recipe:
+        raise ValueError(f"row {ALL_LABELS!r} is made of `everything`; expected another name for a method")
+    rows = {SUPERVISED: recipe.get(SUPERVISED, baseline), **recipe}
+    return {**rows, ALL_LABELS: rows[SUPERVISED]} if ceiling else rows
 
 
 @dataclass(frozen=True)
@@ -137,7 +159,10 @@ class _Plan:
     scored: Sequence[Case]
     out: Path
     minutes: float | None
+    own_steps: Mapping[str, int]
     validations: int
+    everything: Sequence[Case]
+    callbacks: Sequence[Callback]
     progress: bool
     tell: Callable[[str], None]
 
@@ -151,13 +176,17 @@ class _Plan:
             "scored": "test" if self.split.test else "validation",
             "cases": len(self.scored),
             "cases_sha256": list_facts(self.scored)["sha256"],
-            "best": bool(self.split.val),
+            "best": bool(self.looks_at),
             "minutes": self.minutes,
+            "all_labels": len(self.everything),
             "protocol_steps": self.protocol.fit.steps if self.minutes is None else None,
         }
         if old and (changed := changed_settings({name: old.get(name) for name in fixed}, fixed)):
             raise ValueError(f"{path} is of other settings: {changed}; choose another folder")
         seconds, steps = old.get("seconds_per_step", {}), old.get("steps", {})
+        if changed := changed_settings(steps, {**steps, **{n: k for n, k in self.own_steps.items() if n in steps}}):
+            raise ValueError(f"{path} is of other settings: steps of {changed}; choose another folder")
+        steps |= {name: count for name, count in self.own_steps.items() if name not in steps}
         new = [name for name in self.rows if name not in steps]
         if self.minutes is None:
             steps |= dict.fromkeys(new, self.protocol.fit.steps)
@@ -167,17 +196,27 @@ class _Plan:
             measured = seconds_per_step(makes, self.protocol.fit)
             seconds |= measured
             steps |= {name: steps_for(self.minutes, own) for name, own in measured.items()}
-        everything = list(dict.fromkeys([*old.get("seeds", []), *seeds]))
-        return {**fixed, "seeds": everything, "against": list(against), "steps": steps, "seconds_per_step": seconds}
+        fixed["seeds"] = list(dict.fromkeys([*old.get("seeds", []), *seeds]))
+        return {**fixed, "against": list(against), "steps": steps, "seconds_per_step": seconds}
+
+    @property
+    def looks_at(self) -> Sequence[Case]:
+        """The validation cases, if a training may see them."""
+        return self.split.val if self.validations else ()
+
+    def cases(self, row: str, recipe: Recipe) -> tuple[Sequence[Case], Sequence[Case]]:
+        """Labelled and unlabelled cases of a row."""
+        labelled = self.everything if row == ALL_LABELS else self.split.labelled
+        return labelled, () if isinstance(recipe, Supervised) else self.split.unlabelled
 
     def make(self, row: str, seed: int) -> tuple[Recipe, Callable[[int], Batch]]:
         """A fresh recipe of a row and its batches."""
         protocol = replace(self.protocol, fit=replace(self.protocol.fit, seed=seed))
         torch.manual_seed(seed)
         recipe = self.rows[row](protocol)
-        unlabelled = () if isinstance(recipe, Supervised) else self.split.unlabelled
-        cache = protocol.cache([*self.split.labelled, *unlabelled], self.out / "cache")
-        return recipe, protocol.batches(cache, self.split.labelled, unlabelled)
+        labelled, unlabelled = self.cases(row, recipe)
+        cache = protocol.cache([*labelled, *unlabelled], self.out / "cache")
+        return recipe, protocol.batches(cache, labelled, unlabelled)
 
     def finish(self, cell: Cell) -> None:
         """Train and score a cell, or what is left of it.
@@ -187,11 +226,11 @@ class _Plan:
             ValueError: it was made with other settings.
         """
         recipe, batches = self.make(cell.row, cell.seed)
-        every = max(1, -(-cell.steps // self.validations)) if self.split.val else cell.steps
+        every = max(1, -(-cell.steps // self.validations)) if self.looks_at else self.protocol.fit.callback_every
         config = replace(self.protocol.fit, seed=cell.seed, steps=cell.steps, callback_every=every)
         protocol = replace(self.protocol, fit=config)
-        unlabelled = () if isinstance(recipe, Supervised) else self.split.unlabelled
-        facts = protocol.facts(labelled=self.split.labelled, unlabelled=unlabelled, validation=self.split.val)
+        labelled, unlabelled = self.cases(cell.row, recipe)
+        facts = protocol.facts(labelled=labelled, unlabelled=unlabelled, validation=self.looks_at)
         facts |= {"row": cell.row}
         if cell.result:
             record = read_json(cell.folder / "protocol.json")
@@ -199,7 +238,7 @@ class _Plan:
             if changed := changed_settings({name: record.get(name) for name in settings}, settings):
                 raise ValueError(f"{cell.folder} was made with other settings: {changed}")
             return
-        best = BestOnValidation(protocol, self.split.val, cell.folder) if self.split.val else None
+        best = BestOnValidation(protocol, self.looks_at, cell.folder) if self.looks_at else None
         self.tell(f"{cell.row}, seed {cell.seed}: {cell.steps} steps, {cell}")
         done = fit(
             recipe,
@@ -208,8 +247,8 @@ class _Plan:
             out=cell.folder,
             resume=True,
             facts=facts,
-            held_out=self.split.test,
-            callbacks=[best] if best else [],
+            held_out=self.split.test if self.looks_at else [*self.split.test, *self.split.val],
+            callbacks=[*self.callbacks, *([best] if best else [])],
             progress=self.progress,
         )
         self.score(cell, protocol, done, best)

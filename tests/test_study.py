@@ -9,7 +9,7 @@ import pytest
 from recipes.small import small_nets
 
 import ssmis.study
-from ssmis.data import FAMILIES, Augment, write_phantoms
+from ssmis.data import FAMILIES, Augment, DataError, load_la, write_phantoms
 from ssmis.engine import FitConfig, Protocol
 from ssmis.engine.lock import locked
 from ssmis.metrics import read_cases_csv, summarise, summarise_seeds
@@ -220,6 +220,8 @@ def test_a_recipe_by_name_takes_the_protocols_preset(split, tmp_path):
     [
         ({"seeds": []}, r"seeds is \[\]"),
         ({"seeds": [1, 1]}, r"seeds is \[1, 1\]"),
+        ({"validations": -1}, "validations is -1; expected at least 0"),
+        ({"steps": {"paper": 3}}, r"steps names \['paper'\]; expected some of \['supervised', 'cross'\]"),
         ({"against": ("paper",)}, r"against names \['paper'\]; expected some of \['supervised', 'cross'\]"),
     ],
 )
@@ -235,9 +237,67 @@ def test_errors_of_names_and_folders(split, tmp_path, copied):
         run(SMALL, {"a/b": cross}, split=split, out=tmp_path)
     with pytest.raises(ValueError, match="neither test nor validation"):
         run(SMALL, {"cross": cross}, split=replace(split, val=(), test=()), out=tmp_path)
+    with pytest.raises(ValueError, match="row 'all_labels' is made of `everything`"):
+        run(SMALL, {"all_labels": cross}, split=split, out=tmp_path)
+    with pytest.raises(ValueError, match="everything holds cases that are scored: phantom_"):
+        run(SMALL, {"cross": cross}, split=split, everything=split.test, out=tmp_path)
+    with pytest.raises(ValueError, match="steps of cross was 4 and is 9; choose another folder"):
+        study_of(split, copied, steps={"cross": 9})
     with pytest.raises(ValueError, match="there is no such file; expected the folder of a study"):
         read_study(tmp_path)
     with pytest.raises(ValueError, match=r"supervised/seed0 was made with other settings: protocol\.stride"):
         run(replace(SMALL, stride=(8, 8, 8)), {"cross": cross}, split=split, out=copied, seeds=2, progress=False)
     with pytest.raises(ValueError, match=r"protocol_steps was 4 and is 9"):
         run(replace(SMALL, fit=replace(FIT, steps=9)), {"cross": cross}, split=split, out=copied, progress=False)
+
+
+def test_a_row_with_all_labels_and_own_steps(root, tmp_path):
+    every = FAMILIES["phantom"].split(root, labelled="all", lists={"train": "train.list", "val": "val.list"})
+    few = FAMILIES["phantom"].split(root, labelled=2, lists={"train": "train.list", "val": "val.list"})
+    seen = []
+
+    def watch(step, recipe):
+        seen.append((step, type(recipe).__name__))
+        return {"watched": float(step)}
+
+    study = study_of(
+        few,
+        tmp_path,
+        seeds=1,
+        validations=0,
+        everything=every.labelled,
+        steps={"supervised": 6},
+        callbacks=[watch],
+    )
+    assert list(study.cells) == ["supervised", "cross", "all_labels"]
+    records = {row: json.loads((tmp_path / row / "seed0" / "protocol.json").read_text()) for row in study.cells}
+    assert [record["labelled"]["count"] for record in records.values()] == [2, 2, len(every.labelled)]
+    assert [record["unlabelled"]["count"] for record in records.values()] == [0, len(few.unlabelled), 0]
+    assert [record["fit"]["steps"] for record in records.values()] == [6, 4, 4]
+    assert seen == [(6, "Supervised"), (4, "CrossPseudo"), (4, "Supervised")]
+    assert (tmp_path / "cross" / "seed0" / "quality.csv").read_text().splitlines() == ["step,watched", "4,4"]
+    text = str(study)
+    assert f"all_labels on {len(every.labelled)} labelled ones" in text
+    assert "flatters" not in text
+    assert not (tmp_path / "cross" / "seed0" / "best").exists()
+
+
+def test_without_looks_a_training_cannot_open_validation_cases(root, tmp_path):
+    split = FAMILIES["phantom"].split(root, labelled=2, lists={"train": "train.list", "val": "val.list"})
+
+    def peek(step, recipe):
+        load_la(split.val[0])
+
+    with pytest.raises(DataError, match="held out"):
+        study_of(split, tmp_path, seeds=1, validations=0, callbacks=[peek])
+
+
+def test_what_is_kept_is_enough_for_the_table_and_to_go_on(finished, split, tmp_path):
+    study, _ = finished
+    files = study.keep(tmp_path / "kept")
+    assert not [path for path in files if path.suffix == ".pt" or path.stat().st_size > 20_000]
+    assert str(read_study(tmp_path / "kept")) == str(study)
+    before = {path: path.read_bytes() for path in files}
+    assert str(study_of(split, tmp_path / "kept")) == str(study)  # nothing is trained again
+    assert {path: path.read_bytes() for path in files} == before
+    assert not list((tmp_path / "kept").rglob("*.pt"))

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A study as a table: rows and seeds from run folders, unfinished ones marked, differences against the seed spread."""
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -84,7 +85,7 @@ class Study:
     @property
     def finished(self) -> bool:
         """Whether every cell is."""
-        return all(cell.result for cells in self.cells.values() for cell in cells)
+        return len(self._finished()) == sum(map(len, self.cells.values()))
 
     def scores(self, row: str, *, checkpoint: str = "last", post_processing: str = "none") -> list[Scores]:
         """Scores of the finished cells of a row, a seed each."""
@@ -128,12 +129,32 @@ class Study:
                 lines.append(f"{told}, {reach}: {verdict}")
         return lines
 
+    def keep(self, folder: Path | str) -> list[Path]:
+        """Copy what the table needs of every finished cell, a few kilobytes each, into another folder.
+
+        `read_study` reads it there, and `ssmis.study.run` skips these cells there: enough to publish a table with its
+        scores, or to go on with a study on another machine. Checkpoints, logs and the cache stay where they are.
+        """
+        files = [self.folder / "study.json"]
+        for cell in self._finished():
+            files += _kept(cell.folder / "best") + _kept(cell.folder)
+        targets = [Path(folder) / path.relative_to(self.folder) for path in files]
+        for path, target in zip(files, targets, strict=True):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+        return targets
+
+    def _finished(self) -> list[Cell]:
+        return [cell for cells in self.cells.values() for cell in cells if cell.result]
+
     def _about(self) -> str:
         facts = self.facts
         text = (
             f"Protocol {facts['protocol']}, {facts['labelled']} labelled and {facts['unlabelled']} unlabelled cases, "
         )
         text += f"{facts['cases']} {facts['scored']} cases scored, {len(facts['seeds'])} seeds"
+        if ceiling := facts.get("all_labels"):
+            text += f", all_labels on {ceiling} labelled ones"
         if facts["minutes"] is not None:
             text += f", {facts['minutes']:g} minutes of training steps a run"
         text += ". Mean ± standard deviation over seeds; the interval is over seeds and cases."
@@ -161,6 +182,12 @@ class Study:
                     names: list[object] = [row, seeds, checkpoint, post.replace("_", " ")]
                     rows.append([*names, *_numbers(scores, distance), cells[0].steps, f"{minutes:.1f}", f"{peak:.0f}"])
         return format_table(heads, rows)
+
+
+def _kept(folder: Path) -> list[Path]:
+    """What tells about a scored run, except how it was trained; what says that it is finished comes last."""
+    names = ("protocol.json", "env.json", "cases.csv", "cases_largest.csv", "calibration.csv", "quality.csv")
+    return [path for name in (*names, "result.json") if (path := folder / name).is_file()]
 
 
 def read_study(folder: Path | str) -> Study:

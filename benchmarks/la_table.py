@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Left Atrium with few labels over several seeds: supervised, dual_uncertainty, and supervised with every label.
+
+    python benchmarks/la_table.py --data DATA/la --out runs/la_table --steps 2000
+    python benchmarks/la_table.py --out runs/la_table --show
+    python benchmarks/la_table.py --out runs/la_table --show --keep kept/la_table
+
+Protocol la/cpu with its preset, last checkpoint, scored on the validation cases of dev_val.list, closed to training.
+The same command continues wherever it was interrupted, and a second process with the same command takes the cells that
+the first one has not begun: one thread each (OMP_NUM_THREADS=1) keeps two cores busy. --longer adds a supervised row of
+as many steps, for one that takes as long as the method. Every 100 steps `quality.csv` of a run gets the quality of its
+pseudo-labels on four unlabelled cases, whose labels serve that alone.
+"""
+
+import argparse
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from la_experiments import quality
+
+from ssmis.data import la_split
+from ssmis.engine import PROTOCOLS, Protocol
+from ssmis.recipes import DualUncertainty, Recipe, Supervised
+from ssmis.report import read_study
+from ssmis.study import run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder of the Left Atrium data set")
+    parser.add_argument("--val", default="dev_val.list", help="list of validation cases")
+    parser.add_argument("--test", help="list of test cases; with it these are scored")
+    parser.add_argument("--labelled", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--longer", type=int, help="steps of a further supervised row")
+    parser.add_argument("--preset", help="of dual_uncertainty; default: the protocol's")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--show", action="store_true", help="print what is there and train nothing")
+    parser.add_argument("--keep", type=Path, help="copy the scores of what is finished there")
+    parser.add_argument("--out", type=Path, default=Path("runs/la_table"))
+    args = parser.parse_args()
+    if not args.show:
+        if args.data is None:
+            parser.error("--data is missing; expected the folder of the Left Atrium data set")
+        train(args)
+    study = read_study(args.out)
+    print(study)
+    if args.keep:
+        study.keep(args.keep)
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train and score what is not finished."""
+    protocol = PROTOCOLS["la/cpu"]
+    protocol = replace(protocol, fit=replace(protocol.fit, steps=args.steps), preset=args.preset or protocol.preset)
+    split = la_split(args.data, labelled=args.labelled, val=args.val, test=args.test)
+    everything = la_split(args.data, labelled="all", val=args.val, test=args.test).labelled
+    hidden = everything[len(split.labelled) :][:: max(1, len(split.unlabelled) // 4)][:4]
+    longer = {"supervised_longer": supervised} if args.longer else {}
+    run(
+        protocol,
+        {"dual_uncertainty": dual_uncertainty, **longer},
+        split=split,
+        everything=everything,
+        out=args.out,
+        seeds=args.seeds,
+        steps={"supervised_longer": args.longer} if args.longer else None,
+        validations=0,
+        callbacks=[quality(protocol, hidden, args.out / "hidden")],
+        against=("supervised", "all_labels"),
+        tell=partial(print, flush=True),
+    )
+
+
+def dual_uncertainty(protocol: Protocol) -> Recipe:
+    """The method, at the protocol's preset."""
+    return DualUncertainty(protocol.nets(), preset=protocol.preset)
+
+
+def supervised(protocol: Protocol) -> Recipe:
+    """The nets of the method, labelled cases alone."""
+    return Supervised(protocol.nets())
+
+
+if __name__ == "__main__":
+    main()
