@@ -24,7 +24,7 @@ class FitConfig:
         clip_norm: largest gradient norm; None clips nothing.
         ema_decay: decay of an average of the students' weights that predicts in their place; None is off.
         precision: "auto", "fp32", "bf16" or "fp16".
-        memory_format: "auto" (channels-last with BatchNorm) or "contiguous".
+        memory_format: "auto" (channels-last where it is faster, see `memory_format_for`) or "contiguous".
         device: "auto", or a torch device.
         seed: of the run; a step's random numbers derive from (seed, step).
         checkpoint_every: steps between checkpoints.
