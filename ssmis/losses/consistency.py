@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ssmis._checks import check_class_maps, check_mask, check_range, check_same_shape
+from ssmis._classes import top_class
 from ssmis.losses._reduce import Reduction, reduce_volumes
 from ssmis.losses._voxels import upcast
 from ssmis.registry import LOSSES, Example
@@ -121,7 +122,7 @@ def bce_consistency(
 
 def log_complement(log_p: Tensor) -> Tensor:
     """Return `log(1 - p)` of log-probabilities `(B, K, *S)` over K >= 2 classes, finite where p rounds to 1."""
-    largest = log_p.argmax(1, keepdim=True)
+    largest = top_class(log_p).unsqueeze(1)
     top = torch.zeros_like(log_p, dtype=torch.bool).scatter(1, largest, True)
     rest = log_p.masked_fill(top, -inf).logsumexp(1, keepdim=True)  # of the largest: the sum of all others
     return torch.where(top, rest, torch.log1p(-log_p.masked_fill(top, -1).exp()))

@@ -46,7 +46,7 @@ class UCSegConfig:
         gate_heads: of the gate's attention.
         gate_hidden: channels of the gate's perceptron.
         gate_dropout: of the gate.
-        fused_widths: channels of the fused head.
+        fused_widths: channels of the fused head, at every voxel of the volume: wide ones take longer than the nets.
         fused_activated: the fused head ends with a norm and LeakyReLU.
     """
 
@@ -79,7 +79,7 @@ class UCSegConfig:
     gate_heads: int = 8
     gate_hidden: int = 384
     gate_dropout: float = 0.0
-    fused_widths: Sequence[int] = (16, 32, 64, 32, 16)
+    fused_widths: Sequence[int] = (16, 16)
     fused_activated: bool = False
 
     def __post_init__(self) -> None:
@@ -109,6 +109,7 @@ PRESETS = {
         normalize=False,
         bank="fifo_shared_pointer",
         gate_dropout=0.1,
+        fused_widths=(16, 32, 64, 32, 16),
         fused_activated=True,
     ),
 }

@@ -112,6 +112,7 @@ def test_the_release_differs_from_ours_in_what_its_page_lists():
         "normalize": False,
         "bank": "fifo_shared_pointer",
         "gate_dropout": 0.1,
+        "fused_widths": (16, 32, 64, 32, 16),
         "fused_activated": True,
     }
     recipe = UCSeg(small_nets(), preset="release", **TINY)
