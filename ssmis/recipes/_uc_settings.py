@@ -75,7 +75,7 @@ class UCSegConfig:
     mix_side: float = 2 / 3
     gate_patch: int = 16
     positions: Sequence[int] = (7, 7, 5)
-    embedding: int = 1024
+    embedding: int = 256
     gate_heads: int = 8
     gate_hidden: int = 384
     gate_dropout: float = 0.0
@@ -108,6 +108,7 @@ PRESETS = {
         symmetric=False,
         normalize=False,
         bank="fifo_shared_pointer",
+        embedding=1024,
         gate_dropout=0.1,
         fused_widths=(16, 32, 64, 32, 16),
         fused_activated=True,

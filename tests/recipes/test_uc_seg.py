@@ -111,6 +111,7 @@ def test_the_release_differs_from_ours_in_what_its_page_lists():
         "symmetric": False,
         "normalize": False,
         "bank": "fifo_shared_pointer",
+        "embedding": 1024,
         "gate_dropout": 0.1,
         "fused_widths": (16, 32, 64, 32, 16),
         "fused_activated": True,
@@ -128,7 +129,7 @@ def test_the_release_differs_from_ours_in_what_its_page_lists():
     assert ours_recipe._pseudo_labels(logits, None).eq(0).all()
 
 
-@pytest.mark.parametrize(("dims", "slots", "tokens", "embedding"), [(3, 144, (7, 7, 5), 1024), (2, 1440, (16, 16), 96)])
+@pytest.mark.parametrize(("dims", "slots", "tokens", "embedding"), [(3, 144, (7, 7, 5), 256), (2, 1440, (16, 16), 96)])
 def test_the_number_of_dimensions_sets_the_defaults(dims, slots, tokens, embedding):
     recipe = UCSeg(small_nets(dims=dims))
     assert tuple(recipe.students["fusion"].gate.positions.shape[1:]) == (embedding, *tokens)
