@@ -8,14 +8,12 @@ python benchmarks/own_data.py DATA/hc18 --test 36 --labelled 8 --steps 700 --pre
 
 import argparse
 import sys
-from inspect import signature
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from ssmis.data import find_dataset, make_split, write_split
 from ssmis.engine import evaluate_run, run_beside, train
-from ssmis.registry import RECIPES
 from ssmis.report import report_runs
 
 
@@ -31,7 +29,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--nets", nargs="+")
     parser.add_argument("--norm", help="of the nets, in place of the default")
-    parser.add_argument("--preset", help="of recipes that have some, in place of the default")
+    parser.add_argument("--preset", nargs="+", default=[], help="of dual_uncertainty, or RECIPE=PRESET")
     parser.add_argument("--coefficients", nargs="+", help="of dual_uncertainty: NAME=VALUE, in place of the preset's")
     parser.add_argument("--spacing_mm", type=float, nargs="+")
     parser.add_argument("--mirror", action="store_true")
@@ -60,8 +58,10 @@ def main() -> None:
 
 def _choices(args: argparse.Namespace, recipe: str) -> dict[str, Any]:
     found: dict[str, Any] = {"norm": args.norm} if args.norm else {}
-    if args.preset and "preset" in signature(RECIPES[recipe].factory).parameters:
-        found["preset"] = args.preset
+    for word in args.preset:
+        of, equals, preset = word.rpartition("=")
+        if recipe == (of if equals else "dual_uncertainty"):
+            found["preset"] = preset
     if recipe == "dual_uncertainty":
         found["coefficients"] = args.coefficients
     return found
