@@ -197,6 +197,7 @@ class _Plan:
             seconds |= measured
             steps |= {name: steps_for(self.minutes, own) for name, own in measured.items()}
         fixed["seeds"] = list(dict.fromkeys([*old.get("seeds", []), *seeds]))
+        steps = {name: steps[name] for name in {**old.get("steps", {}), **self.rows}}  # in the order of the table
         return {**fixed, "against": list(against), "steps": steps, "seconds_per_step": seconds}
 
     @property

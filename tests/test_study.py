@@ -266,16 +266,16 @@ def test_a_row_with_all_labels_and_own_steps(root, tmp_path):
         seeds=1,
         validations=0,
         everything=every.labelled,
-        steps={"supervised": 6},
+        steps={"cross": 6},
         callbacks=[watch],
     )
     assert list(study.cells) == ["supervised", "cross", "all_labels"]
     records = {row: json.loads((tmp_path / row / "seed0" / "protocol.json").read_text()) for row in study.cells}
     assert [record["labelled"]["count"] for record in records.values()] == [2, 2, len(every.labelled)]
     assert [record["unlabelled"]["count"] for record in records.values()] == [0, len(few.unlabelled), 0]
-    assert [record["fit"]["steps"] for record in records.values()] == [6, 4, 4]
-    assert seen == [(6, "Supervised"), (4, "CrossPseudo"), (4, "Supervised")]
-    assert (tmp_path / "cross" / "seed0" / "quality.csv").read_text().splitlines() == ["step,watched", "4,4"]
+    assert [record["fit"]["steps"] for record in records.values()] == [4, 6, 4]
+    assert seen == [(4, "Supervised"), (6, "CrossPseudo"), (4, "Supervised")]
+    assert (tmp_path / "cross" / "seed0" / "quality.csv").read_text().splitlines() == ["step,watched", "6,6"]
     text = str(study)
     assert f"all_labels on {len(every.labelled)} labelled ones" in text
     assert "flatters" not in text
