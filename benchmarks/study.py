@@ -2,12 +2,16 @@
 """What is each term of dual_uncertainty worth, and what do the terms cost that train nothing in the public code?
 
     python benchmarks/study.py --data DATA/la --out runs/study
+    python benchmarks/study.py --data DATA/la --out runs/ablation --study copy_paste --steps 700
 
-Left Atrium, protocol la/cpu, 8 labelled cases, 15 minutes of training steps a run, 3 seeds, scored on the validation
-cases of dev_val.list, which are out of training. Rows: supervised; public_code; paper; and paper without the KL weight,
-without the entropy filter, without the contrast. That is 18 runs, four and a half hours of steps and validation on top.
-The same command continues wherever it was interrupted, and --show prints the table as far as it is. Without --data it
-runs on phantoms (--labelled 4), to try it out.
+Left Atrium, protocol la/cpu, 8 labelled cases, 3 seeds, scored on the validation cases of dev_val.list, which no
+training opens. Rows of the study "terms": supervised; public_code; paper; and paper without the KL weight, without the
+entropy filter, without the contrast; that is 18 runs, with 15 minutes of training steps each four and a half hours.
+Rows of "copy_paste": supervised; that preset; one setting of it changed at a time; and each net scored alone.
+
+A second process with the same command takes cells that the first one has not begun, and the same command continues
+wherever it was interrupted; --show prints the table as far as it is, --keep copies the scores. Without --data it runs
+on phantoms (--labelled 4), to try it out.
 """
 
 import argparse
@@ -21,13 +25,30 @@ from ssmis.report import read_study
 from ssmis.study import Build, run
 
 # Arguments of DualUncertainty; the pair of nets and everything else is the same in all rows.
-ROWS = {
+TERMS = {
     "public_code": {"preset": "public_code"},
     "paper": {},
     "paper-no-kl-weight": {"kl_rectified": False},  # plain cross pseudo supervision in the place of the rectified one
     "paper-no-entropy-filter": {"filtered_weight": 0.0},  # no filtered term; the contrast still finds unsure voxels
     "paper-no-contrast": {"contrast_weight": 0.0},
 }
+COPY_PASTE = {
+    "copy_paste": {},
+    "keep-0.2": {"keep_fraction": 0.2},
+    "keep-0.8": {"keep_fraction": 0.8},
+    "bank-batch": {"bank": "batch"},
+    "bank-ema": {"bank": "ema"},
+    "boxes-of-unlabelled": {"mix_with": "unlabelled", "mix_side": 0.5},
+    "no-boxes": {"mix_with": "unlabelled", "mix_side": 0.0},
+    "no-components": {"components": False},
+    "from-the-start": {"unlabelled_from": 0.0},
+    "hard-targets": {"targets": "hard"},
+    "no-pseudo-dice": {"pseudo_dice_weight": 0.0},
+    "no-kl-weight": {"kl_rectified": False},
+    "no-entropy-filter": {"filtered_weight": 0.0},
+    "no-contrast": {"contrast_weight": 0.0},
+}
+STUDIES = {"terms": ("paper", TERMS), "copy_paste": ("copy_paste", COPY_PASTE)}  # name -> preset and rows
 
 
 def main() -> None:
@@ -39,13 +60,26 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=15.0, help="of training steps a run")
     parser.add_argument("--steps", type=int, help="of every run, instead of --minutes")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="beside supervised")
+    parser.add_argument("--study", choices=STUDIES, default="terms")
+    parser.add_argument("--rows", nargs="+", help="beside supervised; default: all of the study")
     parser.add_argument("--show", action="store_true", help="print what is there and train nothing")
+    parser.add_argument("--keep", type=Path, help="copy the scores of what is finished there")
     parser.add_argument("--out", type=Path, default=Path("runs/study"))
     args = parser.parse_args()
-    if args.show:
-        print(read_study(args.out))
-        return
+    if not args.show:
+        train(args, parser)
+    study = read_study(args.out)
+    print(f"\n{study}")
+    if args.keep:
+        study.keep(args.keep)
+
+
+def train(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Train and score what is not finished."""
+    preset, known = STUDIES[args.study]
+    chosen = args.rows or list(known)
+    if unknown := [name for name in chosen if name not in known]:
+        parser.error(f"--rows names {', '.join(unknown)}; the study {args.study} has {', '.join(known)}")
     protocol = PROTOCOLS["la/cpu" if args.data else "phantom"]
     if args.steps is not None:
         protocol = replace(protocol, fit=replace(protocol.fit, steps=args.steps))
@@ -55,18 +89,19 @@ def main() -> None:
         names = (args.data / "train.list").read_text(encoding="utf-8").split()
         (args.data / args.val).write_text("".join(f"{name}\n" for name in names[-4:]), encoding="utf-8")
 
-    rows = {name: builder(**ROWS[name]) for name in args.rows}
-    study = run(
+    rows = {name: builder(**{"preset": preset, **known[name]}) for name in chosen}
+    run(
         protocol,
         {"supervised": lambda protocol: Supervised(protocol.nets()), **rows},
         split=la_split(args.data, labelled=count, val=args.val, test=args.test),
         out=args.out,
         seeds=args.seeds,
         minutes=None if args.steps is not None else args.minutes,
-        against=("supervised", *(["paper"] if "paper" in rows else [])),
+        validations=0,
+        nets_alone=args.study == "copy_paste",
+        against=("supervised", *([preset] if preset in rows else [])),
         tell=lambda line: print(line, flush=True),
     )
-    print(f"\n{study}")
 
 
 def builder(**arguments: object) -> Build:

@@ -41,6 +41,7 @@ def run(
     validations: int = 10,
     everything: Sequence[Case] = (),
     callbacks: Sequence[Callback] = (),
+    nets_alone: bool = False,
     against: Sequence[str] = (SUPERVISED,),
     progress: bool = True,
     tell: Callable[[str], None] | None = None,
@@ -78,6 +79,7 @@ def run(
             unlabelled ones.
         callbacks: called in every training as those of `fit` are, such as `PseudoLabelQuality`; without looks at
             validation cases every `fit.callback_every` steps.
+        nets_alone: score each net of the last checkpoint by itself, too, where a row has several.
         against: rows that all others are held against, by the seed spread (`compare_seeds`).
         progress: show bars.
         tell: called with a line about what begins, such as `print`.
@@ -105,8 +107,8 @@ def run(
     own = dict(steps or {})
     if unknown := [name for name in own if name not in rows]:
         raise ValueError(f"steps names {unknown}; expected some of {list(rows)}")
-    plan = _Plan(protocol, rows, split, scored, out, minutes, own, validations, everything, callbacks, progress,
-                 tell or (lambda line: None))  # fmt: skip
+    plan = _Plan(protocol, rows, split, scored, out, minutes, own, validations, everything, callbacks,
+                 nets_alone, progress, tell or (lambda line: None))  # fmt: skip
     with locked(out):
         replace_text(out / "study.json", json.dumps(plan.facts(seeds, against), indent=1))
     cells = read_study(out).cells
@@ -163,6 +165,7 @@ class _Plan:
     validations: int
     everything: Sequence[Case]
     callbacks: Sequence[Callback]
+    nets_alone: bool
     progress: bool
     tell: Callable[[str], None]
 
@@ -255,17 +258,23 @@ class _Plan:
         self.score(cell, protocol, done, best)
 
     def score(self, cell: Cell, protocol: Protocol, done: FitResult, best: BestOnValidation | None) -> None:
-        """Score the last checkpoint and the best one, then write that the cell is finished."""
+        """Score the last checkpoint, its nets and the best one, then write that the cell is finished."""
         protocol.score(done.recipe, self.scored, cell.folder)
         result = {"minutes": done.minutes, "peak_memory_mb": done.peak_memory_mb}
+        record = read_json(cell.folder / "protocol.json")
+        del record["evaluation"]
+
+        def also(name: str, recipe: Recipe, **facts: object) -> None:
+            folder = cell.folder / name
+            folder.mkdir(parents=True, exist_ok=True)
+            replace_text(folder / "protocol.json", json.dumps(record | facts, indent=1))
+            protocol.score(recipe, self.scored, folder)
+
+        nets = done.recipe.nets() if self.nets_alone else {}
+        for name, net in nets.items() if len(nets) > 1 else ():
+            also(f"alone/{name}", Supervised({name: net}))
         if best is not None:
-            folder = cell.folder / "best"
-            folder.mkdir(exist_ok=True)
-            record = read_json(cell.folder / "protocol.json")
-            del record["evaluation"]
-            flatters = not self.split.test
-            record |= {"checkpoint": "best_on_scored" if flatters else "best_on_validation", "step": best.step}
-            replace_text(folder / "protocol.json", json.dumps(record, indent=1))
-            protocol.score(best.restore(done.recipe), self.scored, folder)
+            rule = "best_on_validation" if self.split.test else "best_on_scored"
+            also("best", best.restore(done.recipe), checkpoint=rule, step=best.step)
             result |= {"best_step": best.step, "best_validation_dice": best.dice}
         replace_text(cell.folder / "result.json", json.dumps(result, indent=1))

@@ -282,6 +282,19 @@ def test_a_row_with_all_labels_and_own_steps(root, tmp_path):
     assert not (tmp_path / "cross" / "seed0" / "best").exists()
 
 
+def test_nets_are_scored_alone(root, tmp_path):
+    split = FAMILIES["phantom"].split(root, labelled=2, lists={"train": "train.list", "val": "val.list"})
+    study = study_of(split, tmp_path / "study", seeds=1, nets_alone=True)
+    kinds = ["last", *(f"last, {name} alone" for name in small_nets(dims=3)), "best"]
+    assert list(study.cells["cross"][0].runs) == kinds
+    assert list(dict.fromkeys(row[2] for row in cells(str(study))[2:])) == kinds
+    runs = study.cells["cross"][0].runs
+    assert len({tuple(runs[kind].calibration.items()) for kind in kinds[:3]}) == 3  # three different predictions
+    assert [runs[kind].fact("evaluation.nets") for kind in kinds[1:3]] == [[name] for name in small_nets(dims=3)]
+    study.keep(tmp_path / "kept")
+    assert str(read_study(tmp_path / "kept")) == str(study)
+
+
 def test_without_looks_a_training_cannot_open_validation_cases(root, tmp_path):
     split = FAMILIES["phantom"].split(root, labelled=2, lists={"train": "train.list", "val": "val.list"})
 

@@ -47,11 +47,15 @@ class Cell:
 
     @cached_property
     def runs(self) -> Mapping[str, Run]:
-        """Checkpoint ("last", "best") -> scored run; empty while the cell is not finished."""
-        if not self.result:
-            return {}
-        folders = {"last": self.folder, "best": self.folder / "best"}
-        return {name: read_run(folder) for name, folder in folders.items() if folder.is_dir()}
+        """Checkpoint ("last", "last, NET alone", "best") -> scored run; empty while the cell is not finished."""
+        return {name: read_run(folder) for name, folder in self.folders.items()} if self.result else {}
+
+    @property
+    def folders(self) -> Mapping[str, Path]:
+        """Checkpoint -> folder of its scores, as far as there are any."""
+        alone = {f"last, {path.name} alone": path for path in sorted(self.folder.glob("alone/*"))}
+        found = {"last": self.folder, **alone, "best": self.folder / "best"}
+        return {name: folder for name, folder in found.items() if folder.is_dir()}
 
     def __str__(self) -> str:
         if self.result:
@@ -137,7 +141,7 @@ class Study:
         """
         files = [self.folder / "study.json"]
         for cell in self._finished():
-            files += _kept(cell.folder / "best") + _kept(cell.folder)
+            files += [file for folder in reversed([*cell.folders.values()]) for file in _kept(folder)]
         targets = [Path(folder) / path.relative_to(self.folder) for path in files]
         for path, target in zip(files, targets, strict=True):
             target.parent.mkdir(parents=True, exist_ok=True)
