@@ -5,11 +5,12 @@
     python benchmarks/la_table.py --out runs/la_table --show
     python benchmarks/la_table.py --out runs/la_table --show --keep kept/la_table
 
-Protocol la/cpu with its preset, last checkpoint, scored on the validation cases of dev_val.list, closed to training.
+Protocol la/cpu with its preset, last checkpoint, scored on the validation cases of dev_val.list, or on those of --test;
+both are closed to training.
 The same command continues wherever it was interrupted, and a second process with the same command takes the cells that
 the first one has not begun: one thread each (OMP_NUM_THREADS=1) keeps two cores busy. --longer adds a supervised row of
 as many steps, for one that takes as long as the method. Every 100 steps `quality.csv` of a run gets the quality of its
-pseudo-labels on four unlabelled cases, whose labels serve that alone.
+pseudo-labels on four unlabelled cases, whose labels serve that alone (all_labels has them in training).
 """
 
 import argparse
@@ -43,11 +44,16 @@ def main() -> None:
     if not args.show:
         if args.data is None:
             parser.error("--data is missing; expected the folder of the Left Atrium data set")
+        if min(args.steps, args.longer or 1) < 1:
+            parser.error(f"--steps is {args.steps} and --longer {args.longer}; expected at least 1")
         train(args)
-    study = read_study(args.out)
-    print(study)
-    if args.keep:
-        study.keep(args.keep)
+    try:
+        study = read_study(args.out)
+        print(study)
+        if args.keep:
+            study.keep(args.keep)
+    except ValueError as error:
+        parser.error(str(error))
 
 
 def train(args: argparse.Namespace) -> None:
@@ -56,6 +62,8 @@ def train(args: argparse.Namespace) -> None:
     protocol = replace(protocol, fit=replace(protocol.fit, steps=args.steps), preset=args.preset or protocol.preset)
     split = la_split(args.data, labelled=args.labelled, val=args.val, test=args.test)
     everything = la_split(args.data, labelled="all", val=args.val, test=args.test).labelled
+    if not split.unlabelled:
+        raise SystemExit(f"--labelled {args.labelled} leaves no unlabelled case; dual_uncertainty needs some")
     hidden = everything[len(split.labelled) :][:: max(1, len(split.unlabelled) // 4)][:4]
     longer = {"supervised_longer": supervised} if args.longer else {}
     run(

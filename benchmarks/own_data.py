@@ -36,6 +36,9 @@ def main() -> None:
     parser.add_argument("--beside", type=int, default=1, help="runs at the same time, each with one thread")
     parser.add_argument("--only_run", action="store_true", help="write no report")
     args = parser.parse_args()
+    for word in args.preset:
+        if (of := word.rpartition("=")[0] or "dual_uncertainty") not in args.recipes:
+            parser.error(f"--preset {word} is of {of}, which --recipes does not name")
     out = args.out or Path("runs") / f"own_{args.data.name}"
     lists = _split(args, out)
     runs = [(out / f"{recipe}_seed{seed}", recipe, seed) for recipe, seed in product(args.recipes, args.seeds)]

@@ -2,7 +2,6 @@
 """Several seeds as the unit of work: rows by seeds, trained, scored and written as one table; resumable throughout."""
 
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -11,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ssmis._study_rows import ALL_LABELS, SUPERVISED, Build, check_everything, rows_of
 from ssmis.data import Batch, Case, Split
 from ssmis.data.texts import read_json
 from ssmis.engine import PROTOCOLS, BestOnValidation, FitResult, Protocol, fit
@@ -20,13 +20,9 @@ from ssmis.engine.lock import locked
 from ssmis.engine.record import changed_settings, list_facts, method_of
 from ssmis.engine.run import Callback
 from ssmis.recipes import Recipe, Supervised
-from ssmis.registry import RECIPES
 from ssmis.report.study import Cell, Study, read_study
 
 __all__ = ["run"]
-
-Build = Callable[[Protocol], Recipe]
-SUPERVISED, ALL_LABELS = "supervised", "all_labels"
 
 
 def run(
@@ -90,7 +86,8 @@ def run(
         DataError: from reading cases.
     """
     protocol = PROTOCOLS[protocol] if isinstance(protocol, str) else protocol
-    rows = _rows(recipe, ceiling=bool(everything))
+    everything = tuple(everything)
+    rows = rows_of(recipe, ceiling=bool(everything))
     seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds is {seeds}; expected at least one, each once")
@@ -99,14 +96,16 @@ def run(
     scored = split.test or split.val
     if not scored:
         raise ValueError("split has neither test nor validation cases; expected some to score")
-    out = Path(out)
-    if validations < 0:
-        raise ValueError(f"validations is {validations}; expected at least 0")
-    if shared := sorted({case.id for case in everything} & {case.id for case in scored}):
-        raise ValueError(f"everything holds cases that are scored: {', '.join(shared[:5])}; expected none of them")
+    if type(validations) is not int or validations < 0:
+        raise ValueError(f"validations is {validations!r}; expected a whole number of at least 0")
+    check_everything(everything, split)
     own = dict(steps or {})
     if unknown := [name for name in own if name not in rows]:
         raise ValueError(f"steps names {unknown}; expected some of {list(rows)}")
+    for name, count in own.items():
+        if type(count) is not int or count < 1:
+            raise ValueError(f"steps of {name} is {count!r}; expected a whole number of at least 1")
+    out = Path(out)
     plan = _Plan(protocol, rows, split, scored, out, minutes, own, validations, everything, callbacks,
                  nets_alone, progress, tell or (lambda line: None))  # fmt: skip
     with locked(out):
@@ -121,36 +120,6 @@ def run(
                 continue
             (out / "table.md").write_text(f"{read_study(out)}", encoding="utf-8")
     return read_study(out)
-
-
-def _rows(recipe: str | Build | Mapping[str, Build], *, ceiling: bool) -> dict[str, Build]:
-    """Name -> builder, the supervised row first, the one with all labels last."""
-    if isinstance(recipe, str):
-        entry = RECIPES[recipe]  # an unknown name is told here
-
-        def by_name(protocol: Protocol, name: str = entry.name) -> Recipe:
-            extra = {"preset": protocol.preset} if name == "dual_uncertainty" else {}
-            made: Recipe = RECIPES.create(name, protocol.nets(), **extra)
-            return made
-
-        recipe = {recipe: by_name}
-    elif not isinstance(recipe, Mapping):
-        recipe = {getattr(recipe, "__name__", "method").strip("<>"): recipe}
-    if not recipe:
-        raise ValueError("recipe is empty; expected at least one row")
-    for name in recipe:
-        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*", name):
-            raise ValueError(f"row {name!r} names a folder; expected letters, digits and _ . + -")
-    first = next(iter(recipe.values()))
-
-    def baseline(protocol: Protocol) -> Recipe:
-        method = first(protocol)
-        return Supervised(dict(method.students))
-
-    if ALL_LABELS in recipe:
-        raise ValueError(f"row {ALL_LABELS!r} is made of `everything`; expected another name for a method")
-    rows = {SUPERVISED: recipe.get(SUPERVISED, baseline), **recipe}
-    return {**rows, ALL_LABELS: rows[SUPERVISED]} if ceiling else rows
 
 
 @dataclass(frozen=True)
@@ -181,11 +150,18 @@ class _Plan:
             "cases_sha256": list_facts(self.scored)["sha256"],
             "best": bool(self.looks_at),
             "minutes": self.minutes,
-            "all_labels": len(self.everything),
             "protocol_steps": self.protocol.fit.steps if self.minutes is None else None,
         }
         if old and (changed := changed_settings({name: old.get(name) for name in fixed}, fixed)):
             raise ValueError(f"{path} is of other settings: {changed}; choose another folder")
+        ceiling = {name: old.get(name) for name in ("all_labels", "all_labels_sha256")}
+        if self.everything:  # a row that may be added later, and left out again
+            found = {"all_labels": len(self.everything), "all_labels_sha256": list_facts(self.everything)["sha256"]}
+            if ceiling["all_labels"] and ceiling != found:
+                raise ValueError(
+                    f"{path} is of other settings: {changed_settings(ceiling, found)}; choose another folder"
+                )
+            ceiling = found
         seconds, steps = old.get("seconds_per_step", {}), old.get("steps", {})
         if changed := changed_settings(steps, {**steps, **{n: k for n, k in self.own_steps.items() if n in steps}}):
             raise ValueError(f"{path} is of other settings: steps of {changed}; choose another folder")
@@ -200,8 +176,9 @@ class _Plan:
             seconds |= measured
             steps |= {name: steps_for(self.minutes, own) for name, own in measured.items()}
         fixed["seeds"] = list(dict.fromkeys([*old.get("seeds", []), *seeds]))
-        steps = {name: steps[name] for name in {**old.get("steps", {}), **self.rows}}  # in the order of the table
-        return {**fixed, "against": list(against), "steps": steps, "seconds_per_step": seconds}
+        order = [name for name in {**old.get("steps", {}), **self.rows} if name != ALL_LABELS]
+        steps = {name: steps[name] for name in (*order, ALL_LABELS) if name in steps}  # in the order of the table
+        return {**fixed, **ceiling, "against": list(against), "steps": steps, "seconds_per_step": seconds}
 
     @property
     def looks_at(self) -> Sequence[Case]:
@@ -210,17 +187,29 @@ class _Plan:
 
     def cases(self, row: str, recipe: Recipe) -> tuple[Sequence[Case], Sequence[Case]]:
         """Labelled and unlabelled cases of a row."""
-        labelled = self.everything if row == ALL_LABELS else self.split.labelled
-        return labelled, () if isinstance(recipe, Supervised) else self.split.unlabelled
+        if row == ALL_LABELS:
+            return self.everything, ()
+        return self.split.labelled, () if isinstance(recipe, Supervised) else self.split.unlabelled
 
     def make(self, row: str, seed: int) -> tuple[Recipe, Callable[[int], Batch]]:
         """A fresh recipe of a row and its batches."""
-        protocol = replace(self.protocol, fit=replace(self.protocol.fit, seed=seed))
+        recipe = self.recipe(row, seed)
+        return recipe, self.batches(row, seed, recipe)
+
+    def recipe(self, row: str, seed: int) -> Recipe:
+        """A fresh recipe of a row."""
         torch.manual_seed(seed)
-        recipe = self.rows[row](protocol)
+        return self.rows[row](self.seeded(seed))
+
+    def batches(self, row: str, seed: int, recipe: Recipe) -> Callable[[int], Batch]:
+        """The batches of a row; its cases are cached."""
         labelled, unlabelled = self.cases(row, recipe)
-        cache = protocol.cache([*labelled, *unlabelled], self.out / "cache")
-        return recipe, protocol.batches(cache, labelled, unlabelled)
+        cache = self.protocol.cache([*labelled, *unlabelled], self.out / "cache")
+        return self.seeded(seed).batches(cache, labelled, unlabelled)
+
+    def seeded(self, seed: int) -> Protocol:
+        """The protocol with a seed."""
+        return replace(self.protocol, fit=replace(self.protocol.fit, seed=seed))
 
     def finish(self, cell: Cell) -> None:
         """Train and score a cell, or what is left of it.
@@ -229,8 +218,10 @@ class _Plan:
             FileExistsError: another process trains it.
             ValueError: it was made with other settings.
         """
-        recipe, batches = self.make(cell.row, cell.seed)
-        every = max(1, -(-cell.steps // self.validations)) if self.looks_at else self.protocol.fit.callback_every
+        recipe = self.recipe(cell.row, cell.seed)
+        every = self.protocol.fit.callback_every if self.callbacks else cell.steps
+        if self.looks_at:
+            every = max(1, -(-cell.steps // self.validations))
         config = replace(self.protocol.fit, seed=cell.seed, steps=cell.steps, callback_every=every)
         protocol = replace(self.protocol, fit=config)
         labelled, unlabelled = self.cases(cell.row, recipe)
@@ -242,20 +233,24 @@ class _Plan:
             if changed := changed_settings({name: record.get(name) for name in settings}, settings):
                 raise ValueError(f"{cell.folder} was made with other settings: {changed}")
             return
-        best = BestOnValidation(protocol, self.looks_at, cell.folder) if self.looks_at else None
-        self.tell(f"{cell.row}, seed {cell.seed}: {cell.steps} steps, {cell}")
-        done = fit(
-            recipe,
-            batches,
-            config,
-            out=cell.folder,
-            resume=True,
-            facts=facts,
-            held_out=self.split.test if self.looks_at else [*self.split.test, *self.split.val],
-            callbacks=[*self.callbacks, *([best] if best else [])],
-            progress=self.progress,
-        )
-        self.score(cell, protocol, done, best)
+        with locked(cell.folder, again=True):  # until it is scored: two processes would write one record
+            if replace(cell).result:
+                return  # another process has finished it since
+            batches = self.batches(cell.row, cell.seed, recipe)
+            best = BestOnValidation(protocol, self.looks_at, cell.folder) if self.looks_at else None
+            self.tell(f"{cell.row}, seed {cell.seed}: {cell.steps} steps, {cell}")
+            done = fit(
+                recipe,
+                batches,
+                config,
+                out=cell.folder,
+                resume=True,
+                facts=facts,
+                held_out=self.split.test if self.looks_at else [*self.split.test, *self.split.val],
+                callbacks=[*self.callbacks, *([best] if best else [])],
+                progress=self.progress,
+            )
+            self.score(cell, protocol, done, best)
 
     def score(self, cell: Cell, protocol: Protocol, done: FitResult, best: BestOnValidation | None) -> None:
         """Score the last checkpoint, its nets and the best one, then write that the cell is finished."""

@@ -24,7 +24,8 @@ ALLOWED = {
     "recipes": {*COMPONENTS, "losses"},
     "engine": {"data", "recipes", "metrics", "uncertainty", "nets", "memory", "losses", "schedules"},
     "report": {"data", "metrics"},
-    "study": {"data", "recipes", "engine", "report"},
+    "_study_rows": {"data", "recipes", "engine"},
+    "study": {"data", "recipes", "engine", "report", "_study_rows"},
 }
 SHARED = {"registry", "options", "_checks", "_classes", "_optional"}  # anyone may import these; they import no folder
 EDGES = {"_arguments", "cli", "__main__"}  # these may import anything; no folder imports them

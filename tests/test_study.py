@@ -3,6 +3,7 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -220,7 +221,10 @@ def test_a_recipe_by_name_takes_the_protocols_preset(split, tmp_path):
     [
         ({"seeds": []}, r"seeds is \[\]"),
         ({"seeds": [1, 1]}, r"seeds is \[1, 1\]"),
-        ({"validations": -1}, "validations is -1; expected at least 0"),
+        ({"validations": -1}, "validations is -1; expected a whole number of at least 0"),
+        ({"validations": "2"}, "validations is '2'; expected a whole number"),
+        ({"steps": {"cross": 0}}, "steps of cross is 0; expected a whole number of at least 1"),
+        ({"steps": {"cross": "6"}}, "steps of cross is '6'; expected a whole number of at least 1"),
         ({"steps": {"paper": 3}}, r"steps names \['paper'\]; expected some of \['supervised', 'cross'\]"),
         ({"against": ("paper",)}, r"against names \['paper'\]; expected some of \['supervised', 'cross'\]"),
     ],
@@ -228,6 +232,7 @@ def test_a_recipe_by_name_takes_the_protocols_preset(split, tmp_path):
 def test_errors_name_the_argument(split, tmp_path, options, told):
     with pytest.raises(ValueError, match=told):
         study_of(split, tmp_path, **options)
+    assert not list(tmp_path.iterdir())  # nothing is written that a later call would trip over
 
 
 def test_errors_of_names_and_folders(split, tmp_path, copied):
@@ -239,8 +244,17 @@ def test_errors_of_names_and_folders(split, tmp_path, copied):
         run(SMALL, {"cross": cross}, split=replace(split, val=(), test=()), out=tmp_path)
     with pytest.raises(ValueError, match="row 'all_labels' is made of `everything`"):
         run(SMALL, {"all_labels": cross}, split=split, out=tmp_path)
-    with pytest.raises(ValueError, match="everything holds cases that are scored: phantom_"):
-        run(SMALL, {"cross": cross}, split=split, everything=split.test, out=tmp_path)
+    with pytest.raises(ValueError, match=r"row 'table\.md' has the name of something else"):
+        run(SMALL, {"table.md": cross}, split=split, out=tmp_path)
+    twice = [*split.labelled, split.labelled[0]]
+    for cases, told in (
+        (split.test, "everything holds validation or test cases: phantom_"),
+        ([replace(split.val[0], id="renamed")], "everything holds validation or test cases: renamed"),
+        (split.unlabelled, "everything holds cases without a label: phantom_"),
+        (twice, f"everything holds cases twice: {split.labelled[0].id}"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            run(SMALL, {"cross": cross}, split=split, everything=cases, out=tmp_path)
     with pytest.raises(ValueError, match="steps of cross was 4 and is 9; choose another folder"):
         study_of(split, copied, steps={"cross": 9})
     with pytest.raises(ValueError, match="there is no such file; expected the folder of a study"):
@@ -282,6 +296,40 @@ def test_a_row_with_all_labels_and_own_steps(root, tmp_path):
     assert not (tmp_path / "cross" / "seed0" / "best").exists()
 
 
+def test_the_row_with_all_labels_comes_last_whenever_it_or_another_is_added(copied, split, root):
+    every = FAMILIES["phantom"].split(root, labelled="all", lists=LISTS).labelled
+    assert list(study_of(split, copied, everything=every).cells) == ["supervised", "cross", "all_labels"]
+    study_of(split, copied)  # without it: the row stays as it is
+    study = run(
+        SMALL, {"cross": cross, "b": cross}, split=split, everything=every, out=copied, seeds=[0], progress=False
+    )
+    assert list(study.cells) == ["supervised", "cross", "b", "all_labels"]
+    with pytest.raises(ValueError, match=r"all_labels_sha256 was .* and is .*; choose another folder"):
+        study_of(split, copied, everything=[*every[:-1], replace(every[-1], id="other")])
+
+
+def test_studies_from_before_there_were_rows_with_all_labels_go_on(copied, split):
+    path = copied / "study.json"
+    facts = json.loads(path.read_text())
+    del facts["all_labels"], facts["all_labels_sha256"]
+    path.write_text(json.dumps(facts))
+    assert study_of(split, copied).finished
+
+
+def test_a_cell_is_held_until_it_is_scored(split, tmp_path, monkeypatch):
+    told, score = [], Protocol.score
+
+    def slow(protocol, recipe, cases, out):
+        monkeypatch.setattr(Protocol, "score", score)
+        with ThreadPoolExecutor() as pool:  # as another process would in the meantime
+            pool.submit(study_of, split, tmp_path, seeds=1, tell=told.append).result()
+        return score(protocol, recipe, cases, out)
+
+    monkeypatch.setattr(Protocol, "score", slow)
+    assert study_of(split, tmp_path, seeds=1).finished
+    assert told[0] == "supervised, seed 0: another process trains it"
+
+
 def test_nets_are_scored_alone(root, tmp_path):
     split = FAMILIES["phantom"].split(root, labelled=2, lists={"train": "train.list", "val": "val.list"})
     study = study_of(split, tmp_path / "study", seeds=1, nets_alone=True)
@@ -314,3 +362,22 @@ def test_what_is_kept_is_enough_for_the_table_and_to_go_on(finished, split, tmp_
     assert str(study_of(split, tmp_path / "kept")) == str(study)  # nothing is trained again
     assert {path: path.read_bytes() for path in files} == before
     assert not list((tmp_path / "kept").rglob("*.pt"))
+
+
+def test_what_was_kept_before_stays(copied, split, tmp_path):
+    kept = tmp_path / "kept"
+    study_of(split, copied).keep(kept)
+    study_of(split, kept, seeds=[7])  # goes on there
+    found = read_study(kept)
+    study_of(split, copied).keep(kept)
+    assert str(read_study(kept)) == str(found)
+    assert read_study(kept).facts["seeds"] == [0, 1, 7]
+    with pytest.raises(ValueError, match="expected another one than the study's"):
+        found.keep(kept)
+    with pytest.raises(ValueError, match="expected another one than the study's"):
+        found.keep(kept / "study.json")
+    other = run(replace(SMALL, fit=replace(FIT, steps=1)), {"cross": cross}, split=split, out=tmp_path / "other",
+                seeds=1, progress=False)  # fmt: skip
+    with pytest.raises(ValueError, match="holds another study: protocol_steps, supervised, cross differ"):
+        other.keep(kept)
+    assert str(read_study(kept)) == str(found)

@@ -46,7 +46,7 @@ class UCSegConfig:
         gate_heads: of the gate's attention.
         gate_hidden: channels of the gate's perceptron.
         gate_dropout: of the gate.
-        fused_widths: channels of the fused head, at every voxel of the volume: wide ones take longer than the nets.
+        fused_widths: channels of the fused head, which works at every voxel at full resolution.
         fused_activated: the fused head ends with a norm and LeakyReLU.
     """
 

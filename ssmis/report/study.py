@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A study as a table: rows and seeds from run folders, unfinished ones marked, differences against the seed spread."""
 
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 
 from ssmis.data.cases import check_name
 from ssmis.data.texts import read_json
+from ssmis.data.whole import replacing
 from ssmis.metrics import CaseScore, SeedSummary, compare_seeds, summarise_seeds
 from ssmis.report.compare import Run, check_comparable, read_run
 from ssmis.report.runs import read_log
@@ -137,16 +139,48 @@ class Study:
         """Copy what the table needs of every finished cell, a few kilobytes each, into another folder.
 
         `read_study` reads it there, and `ssmis.study.run` skips these cells there: enough to publish a table with its
-        scores, or to go on with a study on another machine. Checkpoints, logs and the cache stay where they are.
+        scores, or to go on with a study on another machine. Checkpoints, logs and the cache stay where they are. What
+        was kept of this study before stays, and is replaced where there is something newer.
+
+        Raises:
+            ValueError: the folder is the study's own, no folder, or holds another study.
         """
-        files = [self.folder / "study.json"]
+        folder = Path(folder)
+        if folder.exists() and (not folder.is_dir() or folder.samefile(self.folder)):
+            raise ValueError(f"folder is {folder}; expected another one than the study's, or a new one")
+        files = []
         for cell in self._finished():
-            files += [file for folder in reversed([*cell.folders.values()]) for file in _kept(folder)]
-        targets = [Path(folder) / path.relative_to(self.folder) for path in files]
+            files += [file for place in reversed([*cell.folders.values()]) for file in _kept(place)]
+        targets = [folder / path.relative_to(self.folder) for path in files]
+        facts = self._with_facts_of(folder)
         for path, target in zip(files, targets, strict=True):
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
-        return targets
+        listed = folder / "study.json"
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(listed, listed.with_name("study.json.tmp")) as temporary:
+            temporary.write_text(json.dumps(facts, indent=1), encoding="utf-8")
+        return [listed, *targets]
+
+    def _with_facts_of(self, folder: Path) -> Mapping[str, Any]:
+        """The facts of this study, with the rows and seeds of what was kept in `folder` before."""
+        if not (folder / "study.json").is_file():
+            return self.facts
+        old = read_study(folder).facts
+        may_differ = ("seeds", "steps", "against", "seconds_per_step", "all_labels", "all_labels_sha256")
+        other = [
+            name for name in {**old, **self.facts} if name not in may_differ and old.get(name) != self.facts.get(name)
+        ]
+        other += [row for row in old["steps"] if old["steps"][row] != self.facts["steps"].get(row, old["steps"][row])]
+        if other:
+            raise ValueError(
+                f"{folder} holds another study: {', '.join(other)} differ; expected this one, or a new folder"
+            )
+        merged = {
+            "seeds": list(dict.fromkeys([*old["seeds"], *self.facts["seeds"]])),
+            "steps": {**old["steps"], **self.facts["steps"]},
+        }
+        return {**self.facts, **merged}
 
     def _finished(self) -> list[Cell]:
         return [cell for cells in self.cells.values() for cell in cells if cell.result]
@@ -216,6 +250,7 @@ def read_study(folder: Path | str) -> Study:
         "best": isinstance(facts.get("best"), bool),
         "minutes": "minutes" in facts and (facts["minutes"] is None or type(facts["minutes"]) in (int, float)),
         **whole,
+        "all_labels": facts.get("all_labels") is None or type(facts["all_labels"]) is int,
     }
     for name, fine in sound.items():
         if not fine:

@@ -107,6 +107,7 @@ def test_with_avx2_alone_instance_norm_has_channels_last_too(device, capability,
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     assert memory_format_for(nn.Sequential(nn.Conv3d(1, 2, 3), nn.InstanceNorm3d(2)), device) == expected
     assert memory_format_for(nn.Sequential(nn.Conv3d(1, 2, 3)), device) == torch.contiguous_format
+    assert memory_format_for(nn.Sequential(nn.Conv2d(1, 2, 3), nn.InstanceNorm2d(2)), device) == torch.contiguous_format
 
 
 def test_only_convolution_weights_change_their_layout_and_no_value_does():
