@@ -68,10 +68,13 @@ def main() -> None:
     args = parser.parse_args()
     if not args.show:
         train(args, parser)
-    study = read_study(args.out)
-    print(f"\n{study}")
-    if args.keep:
-        study.keep(args.keep)
+    try:
+        study = read_study(args.out)
+        print(f"\n{study}")
+        if args.keep:
+            study.keep(args.keep)
+    except ValueError as error:
+        parser.error(str(error))
 
 
 def train(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:

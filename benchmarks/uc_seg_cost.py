@@ -5,7 +5,8 @@
 
 All in one process, the variants in turn, a step of each at a time; medians and their ratios are printed. A step is
 forward, backward and optimiser, as `fit` does it. Peak memory is the most the process holds during a step, less what it
-holds before, on Linux. The gate is timed by itself on maps of the same size: forward, backward and its optimiser step.
+holds before, on Linux. Volumes are mixed from some progress on, but in the last variant, whose fused head and gate have
+the sizes of the public code. The gate is timed by itself on maps of the same size: forward, backward and optimiser.
 The filter is timed on argmax maps of a phantom's shape, and on noise, which has thousands of components.
 """
 
@@ -30,6 +31,7 @@ from ssmis.engine.runtime import (
     reset_peak_memory,
 )
 from ssmis.recipes import DualUncertainty, Recipe, UCSeg, dual_nets, uc_seg_nets
+from ssmis.recipes.uc_seg import PRESETS
 
 
 def timed(work: Callable[[], object]) -> float:
@@ -117,11 +119,15 @@ def main() -> None:
 
     nets = {"widths": args.widths, "dims": args.dims}
     open_gate = {"quality_start": 0.0, "quality_end": 0.0}
+    wide = {name: getattr(PRESETS["release"], name) for name in ("fused_widths", "embedding")} if args.dims == 3 else {}
     steppers = {
         "dual_uncertainty, its nets": Stepper(DualUncertainty(dual_nets(**nets)), batch, 0.5, args.precision),
         "dual_uncertainty, nets of uc_seg": Stepper(DualUncertainty(uc_seg_nets(**nets)), batch, 0.5, args.precision),
         "uc_seg": Stepper(UCSeg(uc_seg_nets(**nets), **open_gate), batch, 0.05, args.precision),
         "uc_seg, mixing": Stepper(UCSeg(uc_seg_nets(**nets), **open_gate), batch, 0.5, args.precision),
+        "uc_seg, head and gate of `release`": Stepper(
+            UCSeg(uc_seg_nets(**nets), **open_gate, **wide), batch, 0.05, args.precision
+        ),
     }
     seconds: dict[str, list[float]] = {name: [] for name in steppers}
     peaks = dict.fromkeys(steppers, 0.0)
@@ -147,11 +153,11 @@ def main() -> None:
     print(f"{args.dims}-D, patch {patch}, widths {args.widths}, precision {pick_precision(args.precision, 'cpu').name}")
     for name, own in seconds.items():
         median, ratio = statistics.median(own), peaks[name] / max(1.0, peaks[reference])
-        print(f"{name:34} {median:7.2f} s a step ({median / base:.2f}), peak {peaks[name]:6.0f} MB ({ratio:.2f})")
+        print(f"{name:36} {median:7.2f} s a step ({median / base:.2f}), peak {peaks[name]:6.0f} MB ({ratio:.2f})")
     whole = statistics.median(seconds["uc_seg"])
     for name, own in parts.items():
         median = statistics.median(own)
-        print(f"{name:34} {1000 * median:7.1f} ms, {100 * median / whole:.2f} % of a uc_seg step without mixing")
+        print(f"{name:36} {1000 * median:7.1f} ms, {100 * median / whole:.2f} % of a uc_seg step without mixing")
 
 
 if __name__ == "__main__":
