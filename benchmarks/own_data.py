@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--nets", nargs="+")
     parser.add_argument("--norm", help="of the nets, in place of the default")
     parser.add_argument("--preset", nargs="+", default=[], help="of dual_uncertainty, or RECIPE=PRESET")
-    parser.add_argument("--coefficients", nargs="+", help="of dual_uncertainty: NAME=VALUE, in place of the preset's")
+    parser.add_argument("--coefficients", nargs="+", help="NAME=VALUE, of every recipe but supervised")
     parser.add_argument("--spacing_mm", type=float, nargs="+")
     parser.add_argument("--mirror", action="store_true")
     parser.add_argument("--beside", type=int, default=1, help="runs at the same time, each with one thread")
@@ -65,7 +65,7 @@ def _choices(args: argparse.Namespace, recipe: str) -> dict[str, Any]:
         of, equals, preset = word.rpartition("=")
         if recipe == (of if equals else "dual_uncertainty"):
             found["preset"] = preset
-    if recipe == "dual_uncertainty":
+    if recipe != "supervised":
         found["coefficients"] = args.coefficients
     return found
 
