@@ -9,11 +9,12 @@ Kernels of one voxel with a stride work on the voxels they need, without a strid
 weight gradient of `Conv2d(4, 4, 1, stride=2)` in the layout channels-last writes outside its memory.
 
 Images of one channel are slow in bfloat16, whose instructions multiply many channels at once: a 7^3 stem of eight maps
-takes a sixth of a training step. Their kernels are unrolled along the last axis, whose shifts become channels; kernels
-of three voxels only where the CPU has AMX, since without it they gain nothing.
+takes a sixth of a training step. Their kernels are unrolled along the last axis, whose shifts become channels, where
+the CPU has such instructions; kernels of three voxels only where it has AMX, since without it they gain nothing.
 """
 
 from functools import cache
+from math import inf
 from typing import Any, cast
 
 import torch
@@ -46,13 +47,20 @@ class _Careful(nn.modules.conv._ConvNd):
         plain = self.padding_mode == "zeros" and set(self.stride) == {1} and set(self.dilation) == {1}
         same = tuple(self.padding) == tuple(length // 2 for length in self.kernel_size)
         last = self.kernel_size[-1]
-        return self.in_channels == 1 and plain and same and last % 2 == 1 and last >= (3 if _has_amx() else 5)
+        return self.in_channels == 1 and plain and same and last % 2 == 1 and last >= _least_unrolled()
 
 
 @cache
-def _has_amx() -> bool:
-    probe: Any = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return probe is not None and bool(probe())
+def _least_unrolled() -> float:
+    """The shortest kernel that gains from unrolling on this CPU; infinite where bfloat16 is emulated."""
+    if _cpu_has("_is_amx_tile_supported"):
+        return 3
+    return 5 if _cpu_has("_is_avx512_bf16_supported") else inf
+
+
+def _cpu_has(probe: str) -> bool:
+    found: Any = getattr(torch.cpu, probe, None)
+    return found is not None and bool(found())
 
 
 def _unrolled(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -62,7 +70,7 @@ def _unrolled(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     more = -last % 8
     shifts = nn.functional.pad(input.squeeze(1), (last // 2, last // 2)).unfold(-1, last, 1)  # (B, *S, last)
     images = nn.functional.pad(shifts, (0, more)).movedim(-1, 1)  # channels-last as it lies
-    kernel = nn.functional.pad(weight.squeeze(1), (0, more)).movedim(-1, 1).unsqueeze(-1)
+    kernel = nn.functional.pad(weight.squeeze(1), (0, more)).movedim(-1, 1).unsqueeze(-1).contiguous()
     return cast(Tensor, own(images, kernel, bias, padding=(*(size // 2 for size in sizes), 0)))
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+import ssmis.nets.conv
 from ssmis.nets import NetAdapter, VNet
 from ssmis.nets.conv import Conv2d, Conv3d, protect_small_maps
 
@@ -73,6 +74,8 @@ def test_images_of_one_channel_are_unrolled(kind, size, kernel, monkeypatch):
 
     exact = layer(images)
     wanted = exact, *torch.autograd.grad(exact, (images, *layer.parameters()), upstream.float())
+    monkeypatch.setattr(ssmis.nets.conv, "_least_unrolled", lambda: 3)  # whatever the CPU
+    assert layer._unrolls()
     unrolled = found()
     monkeypatch.setattr(kind, "_unrolls", lambda self: False)
     for ours, torchs, true in zip(unrolled, found(), wanted, strict=True):
@@ -84,7 +87,8 @@ def test_images_of_one_channel_are_unrolled(kind, size, kernel, monkeypatch):
     "other",
     [{"stride": 2}, {"dilation": 2}, {"padding": 0}, {"padding_mode": "circular"}, {"in_channels": 2}, {"kernel": 1}],
 )
-def test_other_convolutions_are_left_to_torch(other):
+def test_other_convolutions_are_left_to_torch(other, monkeypatch):
+    monkeypatch.setattr(ssmis.nets.conv, "_least_unrolled", lambda: 3)
     arguments = {"in_channels": 1, "kernel": 3, "padding": 1} | other
     channels, kernel = arguments.pop("in_channels"), arguments.pop("kernel")
     arguments["padding"] = 0 if kernel == 1 else arguments["padding"]
@@ -95,6 +99,17 @@ def test_other_convolutions_are_left_to_torch(other):
     images = torch.randn(1, channels, 8, 8, 8)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(layer(images), theirs(images))
+
+
+@pytest.mark.parametrize(
+    ("amx", "bf16", "kernels"), [(True, True, {3, 5, 7}), (False, True, {5, 7}), (False, False, set())]
+)
+def test_kernels_are_unrolled_where_the_cpu_gains_from_it(amx, bf16, kernels, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16, raising=False)
+    ssmis.nets.conv._least_unrolled.cache_clear()
+    assert {size for size in (3, 5, 7) if Conv3d(1, 4, size, padding=size // 2)._unrolls()} == kernels
+    ssmis.nets.conv._least_unrolled.cache_clear()
 
 
 @pytest.mark.parametrize("shape", [(1, 9, 9, 9), (9, 9, 9), (2, 3, 9, 9, 9)])
