@@ -7,6 +7,7 @@
 
 Protocol la/cpu with its preset, last checkpoint, scored on the validation cases of dev_val.list, or on those of --test;
 both are closed to training.
+
 The same command continues wherever it was interrupted, and a second process with the same command takes the cells that
 the first one has not begun: one thread each (OMP_NUM_THREADS=1) keeps two cores busy. --longer adds a supervised row of
 as many steps, for one that takes as long as the method. Every 100 steps `quality.csv` of a run gets the quality of its

@@ -36,9 +36,9 @@ def main() -> None:
     parser.add_argument("--beside", type=int, default=1, help="runs at the same time, each with one thread")
     parser.add_argument("--only_run", action="store_true", help="write no report")
     args = parser.parse_args()
-    for word in args.preset:
-        if (of := word.rpartition("=")[0] or "dual_uncertainty") not in args.recipes:
-            parser.error(f"--preset {word} is of {of}, which --recipes does not name")
+    args.preset = {of or "dual_uncertainty": preset for of, _, preset in (word.rpartition("=") for word in args.preset)}
+    if unknown := [of for of in args.preset if of not in args.recipes]:
+        parser.error(f"--preset has one of {', '.join(unknown)}, which --recipes does not name")
     out = args.out or Path("runs") / f"own_{args.data.name}"
     lists = _split(args, out)
     runs = [(out / f"{recipe}_seed{seed}", recipe, seed) for recipe, seed in product(args.recipes, args.seeds)]
@@ -61,10 +61,8 @@ def main() -> None:
 
 def _choices(args: argparse.Namespace, recipe: str) -> dict[str, Any]:
     found: dict[str, Any] = {"norm": args.norm} if args.norm else {}
-    for word in args.preset:
-        of, equals, preset = word.rpartition("=")
-        if recipe == (of if equals else "dual_uncertainty"):
-            found["preset"] = preset
+    if recipe in args.preset:
+        found["preset"] = args.preset[recipe]
     if recipe != "supervised":
         found["coefficients"] = args.coefficients
     return found

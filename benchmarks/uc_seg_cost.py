@@ -5,8 +5,8 @@
 
 All in one process, the variants in turn, a step of each at a time; medians and their ratios are printed. A step is
 forward, backward and optimiser, as `fit` does it. Peak memory is the most the process holds during a step, less what it
-holds before, on Linux. Volumes are mixed from some progress on, but in the last variant, whose fused head and gate have
-the sizes of the public code. The gate is timed by itself on maps of the same size: forward, backward and optimiser.
+holds before, on Linux. The last variant has a fused head and a gate of the sizes of the public code, and mixes nothing.
+The gate is timed by itself on maps of the same size: forward, backward and optimiser.
 The filter is timed on argmax maps of a phantom's shape, and on noise, which has thousands of components.
 """
 

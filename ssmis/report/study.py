@@ -180,7 +180,8 @@ class Study:
             "seeds": list(dict.fromkeys([*old["seeds"], *self.facts["seeds"]])),
             "steps": {**old["steps"], **self.facts["steps"]},
         }
-        return {**self.facts, **merged}
+        ceiling = {name: self.facts.get(name) or old.get(name) for name in ("all_labels", "all_labels_sha256")}
+        return {**self.facts, **merged, **ceiling}
 
     def _finished(self) -> list[Cell]:
         return [cell for cells in self.cells.values() for cell in cells if cell.result]
