@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--nets", nargs="+")
     parser.add_argument("--norm", help="of the nets, in place of the default")
-    parser.add_argument("--preset", nargs="+", default=[], help="of dual_uncertainty, or RECIPE=PRESET")
+    parser.add_argument("--preset", nargs="*", default=[], help="of dual_uncertainty, or RECIPE=PRESET")
     parser.add_argument("--coefficients", nargs="+", help="NAME=VALUE, of every recipe but supervised")
     parser.add_argument("--spacing_mm", type=float, nargs="+")
     parser.add_argument("--mirror", action="store_true")
@@ -45,7 +45,12 @@ def main() -> None:
     todo = [run for run in runs if not (run[0] / "cases.csv").is_file()]
     if args.beside > 1:
         one = [sys.executable, __file__, *sys.argv[1:], "--only_run", "--beside", "1"]
-        commands = [[*one, "--recipes", recipe, "--seeds", str(seed)] for _, recipe, seed in todo]
+        presets = {
+            recipe: [f"{of}={preset}" for of, preset in args.preset.items() if of == recipe] for _, recipe, _ in todo
+        }
+        commands = [
+            [*one, "--recipes", recipe, "--seeds", str(seed), "--preset", *presets[recipe]] for _, recipe, seed in todo
+        ]
         if status := run_beside(commands, at_once=args.beside):
             sys.exit(status)
         todo = []

@@ -32,6 +32,7 @@ from ssmis.metrics import CaseScore, read_cases_csv
 from ssmis.metrics.cases import cases_csv
 from ssmis.options import TrainOptions
 from ssmis.registry import RECIPES
+from ssmis.report._results import results_section
 from ssmis.report.folders import compared, report_runs, seeds_table
 from ssmis.report.runs import ReportRun
 
@@ -273,6 +274,15 @@ def test_a_resume_with_other_options_names_them(tmp_path):
     assert json.loads((done.folder / "options.json").read_text())["labelled"] == "2"
 
 
+def test_a_resume_takes_coefficients_in_any_order_and_spelling(tmp_path):
+    data, out = plain(tmp_path / "data", labelled=3, unlabelled=2), str(tmp_path / "run")
+    few = SMALL | {"recipe": "dual_uncertainty", "nets": ["unet", "vnet"], "test": "0"}
+    train(data, out=out, coefficients=["keep_fraction=0.5", "contrast_weight=0.20"], **few)
+    train(data, out=out, coefficients=["contrast_weight=0.2", "keep_fraction=5e-1"], resume=True, **few)
+    with pytest.raises(ValueError, match="other options: coefficients was"):
+        train(data, out=out, coefficients=["keep_fraction=0.4", "contrast_weight=0.2"], resume=True, **few)
+
+
 def test_the_state_of_an_average_is_what_predicts(tmp_path):
     done = train(
         plain(tmp_path / "data", labelled=2, unlabelled=0), out=str(tmp_path / "run"), recipe="supervised",
@@ -443,3 +453,29 @@ def test_methods_are_compared_by_the_means_of_their_seeds(tmp_path):
     assert compared(runs).startswith("new minus base: Dice +15.00 points, 95 % interval +10.00 to +20.00")
     assert "2 cases, means over 2 and 2 runs" in compared(runs)
     assert compared(runs[:2]) == ""
+
+
+def test_one_case_has_no_interval(tmp_path):
+    for name, value in (("base", 0.5), ("new", 0.75)):
+        (tmp_path / name).mkdir()
+        score = CaseScore("a", 1, "ok", 1, 1, value, *[value] * 7, unit="mm")
+        (tmp_path / name / "cases.csv").write_text(cases_csv([score]))
+        (tmp_path / name / "metrics.csv").write_text("step,seconds\n0,1\n")
+    runs = [ReportRun(name, tmp_path / name) for name in ("base", "new")]
+    assert compared(runs) == "new minus base: Dice +25.00 points, one case"
+    page = str(results_section(runs, ["dice", "hd95"]))
+    assert "against base, one case" in page
+    assert "±" not in page.replace("Mean ± standard deviation over cases", "")
+
+
+def test_the_benchmark_gives_each_run_its_own_preset(tmp_path):
+    script = Path(__file__).parents[2] / "benchmarks" / "own_data.py"
+    words = [plain(tmp_path / "data", labelled=5, unlabelled=2), "--out", tmp_path / "out", "--test", 2, "--steps", 2]
+    words += ["--nets", "unet", "vnet", "--seeds", 0, "--recipes", "supervised", "dual_uncertainty", "--beside", 2]
+    command = [sys.executable, str(script), *map(str, words)]
+    subprocess.run([*command, "--preset", "dual_uncertainty=copy_paste"], check=True, capture_output=True, timeout=300)
+    record = json.loads((tmp_path / "out" / "dual_uncertainty_seed0" / "protocol.json").read_text())
+    assert record["preset"] == "copy_paste"
+    assert (tmp_path / "out" / "report.html").is_file()
+    refused = subprocess.run([*command, "--preset", "uc_seg=ours"], capture_output=True, text=True, timeout=300)
+    assert "--preset has one of uc_seg, which --recipes does not name" in refused.stderr
