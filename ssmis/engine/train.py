@@ -24,7 +24,7 @@ from ssmis.engine.fit import FitResult, fit
 from ssmis.engine.lock import locked
 from ssmis.engine.protocol import Protocol
 from ssmis.engine.runtime import pick_device, pick_precision
-from ssmis.engine.trained import DROPOUT, build_recipe, norm_of, preset_of
+from ssmis.engine.trained import DROPOUT, build_recipe, norm_of, preset_of, read_coefficients
 from ssmis.nets.blocks import NORMS
 from ssmis.options import TrainOptions, checked
 
@@ -78,7 +78,11 @@ def _train(chosen: TrainOptions, tell: Callable[[str], object], world: World) ->
     recipe = build_recipe(chosen, plan)
     unlabelled = () if chosen.recipe == "supervised" else split.unlabelled
     facts = protocol.facts(labelled=split.labelled, unlabelled=unlabelled)
-    facts |= {"recipe": chosen.recipe, "preset": preset_of(chosen), "coefficients": chosen.coefficients}
+    facts |= {
+        "recipe": chosen.recipe,
+        "preset": preset_of(chosen),
+        "coefficients": read_coefficients(chosen.coefficients),
+    }
     facts |= {"norm": norm_of(chosen, plan), "plan": json.loads(json.dumps(asdict(plan)))}
     result = fit(
         recipe,
@@ -122,7 +126,9 @@ def _check_options(chosen: TrainOptions, stored: Path) -> None:
         raise
     except ValueError as error:
         raise DataError(f"{stored}: {error}") from error
-    changed = [name for name, value in asdict(chosen).items() if value != old[name] and name not in _MAY_CHANGE]
+    same = read_coefficients(chosen.coefficients) == read_coefficients(old["coefficients"])  # in any order and spelling
+    may_change = {*_MAY_CHANGE, *(["coefficients"] if same else [])}
+    changed = [name for name, value in asdict(chosen).items() if value != old[name] and name not in may_change]
     if changed:
         told = ", ".join(f"{name} was {old[name]} and is {getattr(chosen, name)}" for name in changed)
         again = f"ssmis train --config {stored.with_name('config.yaml')} --resume"

@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ssmis._checks import check_choice, check_range
 from ssmis.nets.blocks import NORMS, Size, channel_dropout, check_dims, crop, pad_to_multiple, per_axis
@@ -64,6 +65,7 @@ class EncoderDecoder(nn.Module):
         self.strides = tuple(stride if isinstance(stride, int) else tuple(stride) for stride in strides)
         self.encoder = encoder
         self.bottleneck_dropout = channel_dropout(bottleneck_dropout, dims=dims)
+        self._batch_norms = any(isinstance(module, _BatchNorm) for module in encoder.modules())  # a timm encoder's own
         self.decoder = decoder
         self.dropout = channel_dropout(dropout, dims=dims)
         self.head = SegmentationHead(channels, classes, dims=dims)
@@ -85,14 +87,17 @@ class EncoderDecoder(nn.Module):
 
     def _check_coarsest(self, images: Tensor, padded: Tensor) -> None:
         values = padded.shape[2:].numel() // math.prod(per_axis(self.strides[-1], dims=self.dims))
-        if self.norm == "batch" and self.training:
-            values *= images.shape[0]
-        if values == 1 and (self.norm == "instance" or (self.norm == "batch" and self.training)):
-            raise ValueError(
-                f"images has shape {tuple(images.shape)}, which leaves one value a channel at the coarsest level "
-                f"(stride {self.strides[-1]}) for norm {self.norm!r}; expected larger images, or use fewer levels, "
-                "norm='group' or norm='none'"
-            )
+        alone = self.training and values * images.shape[0] == 1
+        if (values == 1 and self.norm == "instance") or (alone and self.norm == "batch"):
+            norm, instead = self.norm, "use fewer levels, norm='group' or norm='none'"
+        elif alone and self._batch_norms:
+            norm, instead = "batch", "more than one a step: the encoder has a norm of its own"
+        else:
+            return
+        raise ValueError(
+            f"images has shape {tuple(images.shape)}, which leaves one value a channel at the coarsest level "
+            f"(stride {self.strides[-1]}) for norm {norm!r}; expected larger images, or {instead}"
+        )
 
 
 def check_widths(widths: Sequence[int]) -> None:

@@ -65,6 +65,8 @@ def _cell(summary: Summary) -> Markup:
     mean, sd, low, high = (
         number(factor * value, digits) for value in (summary.mean, summary.sd, summary.low, summary.high)
     )
+    if summary.n == 1:  # nothing to tell a spread from
+        return element("span", element("b", mean), class_="value")
     return element(
         "span", element("span", element("b", mean), f" ± {sd}"), element("small", f"{low} to {high}"), class_="value"
     )
@@ -80,11 +82,9 @@ def _differences(scored: Sequence[tuple[int, ReportRun]], metric: str) -> Markup
             found = compare_runs(run.scores, first.scores, metric=metric)
         except ValueError:  # other cases, or none that both have
             continue
-        words = (
-            f" {metric_name(metric)} {factor * found.mean:+.1f} {unit} against {first.name}, 95 % interval "
-            f"{factor * found.low:.1f} to {factor * found.high:.1f}, p = {found.p_value:.2g} (sign flips, "
-            f"{found.n} paired cases)"
-        )
+        words = f" {metric_name(metric)} {factor * found.mean:+.1f} {unit} against {first.name}, "
+        interval = f"95 % interval {factor * found.low:.1f} to {factor * found.high:.1f}, p = {found.p_value:.2g}"
+        words += f"{interval} (sign flips, {found.n} paired cases)" if found.n > 1 else "one case"
         lines.append(element("li", swatch(index), element("b", run.name), words))
     return element("ul", *lines, class_="plain") if lines else Markup()
 

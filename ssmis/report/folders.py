@@ -84,6 +84,8 @@ def compared(runs: Sequence[ReportRun]) -> str:
         return ""
     pair = paired_difference([ours[case] for case in cases], [theirs[case] for case in cases])
     seeds = f", means over {len(own)} and {len(base)} runs" if max(len(own), len(base)) > 1 else ""
+    if pair.n == 1:
+        return f"{last} minus {first}: Dice {100 * pair.mean:+.2f} points, one case{seeds}"
     return (
         f"{last} minus {first}: Dice {100 * pair.mean:+.2f} points, 95 % interval {100 * pair.low:+.2f} to "
         f"{100 * pair.high:+.2f}, p = {pair.p_value:.3g} (sign flips, {pair.n} cases{seeds})"

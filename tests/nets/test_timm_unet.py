@@ -92,6 +92,11 @@ def test_mistakes_are_named(timm):
         TimmUNet(classes=1)
     with pytest.raises(ValueError, match=r"with 5 axes; expected 4: \(B, 1, H, W\)"):
         TimmUNet("mobilenetv3_small_050")(images(1, 1, 32, 32, 32))
+    net = TimmUNet("mobilenetv3_small_050", norm="group")
+    with pytest.raises(ValueError, match=r"for norm 'batch'; expected .* more than one a step: the encoder has"):
+        net(images(1, 1, 32, 32))
+    assert net(images(2, 1, 32, 32)).logits.shape == (2, 2, 32, 32)
+    assert net.eval()(images(1, 1, 32, 32)).logits.shape == (1, 2, 32, 32)
 
 
 def test_a_missing_timm_is_named_with_its_pip_line(monkeypatch):
