@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the sections of a report share: tables, figures, and how numbers and metrics are written."""
 
+import re
 from collections.abc import Sequence
 from math import isnan
 
 import numpy as np
 
 from ssmis.metrics import CaseScore
+from ssmis.report._cuts import METHOD_COLOURS
 from ssmis.report._markup import Markup, element
 from ssmis.report.curves import Series, chart
 from ssmis.report.runs import ReportRun
@@ -37,6 +39,19 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, class_: str) -
 def figure(title: str, about: str, series: Sequence[Series], *, top: float | None = None, log: bool = False) -> Markup:
     caption = element("figcaption", element("b", title), element("span", f" {about}" if about else "", class_="muted"))
     return element("figure", caption, chart(series, label=f"{title} {about}".strip(), top=top, log=log))
+
+
+def method_of(run: ReportRun) -> str:
+    """Name of a run without `_seedN`."""
+    return re.sub(r"_?seed_?\d+", "", run.name) or run.name
+
+
+def coloured(runs: Sequence[ReportRun]) -> list[tuple[int, ReportRun]]:
+    """Runs with the index of their colour: one each, or one a method where there are more runs than colours."""
+    if len(runs) <= len(METHOD_COLOURS):
+        return list(enumerate(runs))
+    methods = list(dict.fromkeys(method_of(run) for run in runs))
+    return [(methods.index(method_of(run)), run) for run in runs]
 
 
 def swatch(index: int) -> Markup:

@@ -7,7 +7,18 @@ import numpy as np
 
 from ssmis.metrics import Summary, compare_runs, summarise
 from ssmis.report._markup import Markup, element
-from ssmis.report._parts import SHARES, case_means, figure, metric_head, metric_name, number, section, swatch, table
+from ssmis.report._parts import (
+    SHARES,
+    case_means,
+    coloured,
+    figure,
+    metric_head,
+    metric_name,
+    number,
+    section,
+    swatch,
+    table,
+)
 from ssmis.report.curves import Series
 from ssmis.report.runs import ReportRun
 
@@ -16,7 +27,7 @@ def results_section(runs: Sequence[ReportRun], metrics: Sequence[str]) -> Markup
     """The table, a row a run and class; below it what is known case by case."""
     labels = sorted({score.label for run in runs for score in run.scores})
     rows: list[list[str]] = []
-    for index, run in enumerate(runs):
+    for index, run in coloured(runs):
         for label in [None, *(labels if len(labels) > 1 else [])]:
             own = [score for score in run.scores if label is None or score.label == label]
             found = [summarise(own, metric=metric) for metric in metrics] if own else []
@@ -29,7 +40,7 @@ def results_section(runs: Sequence[ReportRun], metrics: Sequence[str]) -> Markup
     heads = ["run", *(metric_head(runs, metric) for metric in metrics), "n", "missed", "minutes", "peak MB"]
     if not labels:
         heads, rows = ["run", *heads[-2:]], [[row[0], *row[-2:]] for row in rows]
-    scored = [(index, run) for index, run in enumerate(runs) if run.scores]
+    scored = [(index, run) for index, run in coloured(runs) if run.scores]
     parts: list[str] = [table(heads, rows, class_="cards numbers")]
     if scored:
         note = "Mean ± standard deviation over cases; below it the bootstrap 95 % interval of the mean. A missed case "
@@ -91,18 +102,18 @@ def _differences(scored: Sequence[tuple[int, ReportRun]], metric: str) -> Markup
 
 def _by_case(runs: Sequence[ReportRun], scored: Sequence[tuple[int, ReportRun]], metric: str) -> Markup:
     """Points over the cases, in the order of the first run from worst to best; nothing if no case applies."""
-    values = {index: case_means(run.scores, metric) for index, run in scored}
-    first = values[scored[0][0]]
+    values = {run.name: case_means(run.scores, metric) for _, run in scored}
+    first = values[scored[0][1].name]
     ranked = sorted(first, key=lambda case: first[case] if metric in SHARES else -first[case])
     order = list(dict.fromkeys([*ranked, *(case for own in values.values() for case in own)]))
     if not order:
         return Markup()
     factor = 100 if metric in SHARES else 1
     series = []
-    for index, own in values.items():
-        numbers = np.array([factor * own.get(case, np.nan) for case in order])
-        points = [f"{case}, {runs[index].name}: {value:.2f}" for case, value in zip(order, numbers)]
-        series.append(Series(runs[index].name, np.arange(1.0, len(order) + 1), numbers, index, 0, points))
+    for index, run in scored:
+        numbers = np.array([factor * values[run.name].get(case, np.nan) for case in order])
+        points = [f"{case}, {run.name}: {value:.2f}" for case, value in zip(order, numbers)]
+        series.append(Series(run.name, np.arange(1.0, len(order) + 1), numbers, index, 0, points))
     name = metric_head(runs, metric)
     return figure(name, "of each case", series, top=100.0 if metric in SHARES else None)
 

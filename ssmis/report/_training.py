@@ -7,7 +7,7 @@ import numpy as np
 
 from ssmis.report._cuts import Array
 from ssmis.report._markup import Markup, element
-from ssmis.report._parts import figure, section
+from ssmis.report._parts import coloured, figure, section
 from ssmis.report.curves import Series
 from ssmis.report.runs import ReportRun
 
@@ -19,14 +19,14 @@ def training_section(runs: Sequence[ReportRun]) -> Markup:
     losses: Charts = {}
     quality: Charts = {}
     nets: dict[str, int] = {}
-    for index, run in enumerate(runs):
+    for index, run in coloured(runs):
         log = run.metrics
         terms = {name: log[name] * log[f"weight:{name}"] for name in log if f"weight:{name}" in log}
         own = {name: log[name] for name in ("loss", "grad_norm") if name in log}
         _collect(losses, own | {name: values for name, values in terms.items() if values.any()}, log, run, index, nets)
         measured = {name: values for name, values in run.quality.items() if name != "step"}
         _collect(quality, measured, run.quality, run, index, nets)
-    keys = [element("span", element("i", class_=f"key c{index}"), run.name) for index, run in enumerate(runs)]
+    keys = [element("span", element("i", class_=f"key c{index}"), run.name) for index, run in coloured(runs)]
     if len(nets) > 1:
         keys += [element("span", _dash(dash), net) for net, dash in nets.items()]
     legend = element("p", *keys, class_="keys")

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A report from run folders alone: scores, spread over seeds, cases with their predictions."""
 
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from ssmis.data.scans import case_scan, read_labels
 from ssmis.data.texts import read_json
 from ssmis.metrics import paired_difference, summarise
 from ssmis.options import ReportOptions
+from ssmis.report._parts import method_of
 from ssmis.report.html import write_report
 from ssmis.report.runs import CaseView, ReportRun, pick_cases
 from ssmis.report.tables import format_table
@@ -96,7 +96,7 @@ def _methods(runs: Sequence[ReportRun]) -> dict[str, list[ReportRun]]:
     """Name without `_seedN` -> its runs."""
     methods: dict[str, list[ReportRun]] = {}
     for run in runs:
-        methods.setdefault(re.sub(r"_?seed_?\d+", "", run.name) or run.name, []).append(run)
+        methods.setdefault(method_of(run), []).append(run)
     return methods
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ssmis.report._cuts import METHOD_COLOURS
 from ssmis.report._markup import Markup, element
-from ssmis.report._parts import SHARES, case_means, metric_name, number, section, swatch, table
+from ssmis.report._parts import SHARES, case_means, coloured, method_of, metric_name, number, section, swatch, table
 from ssmis.report._results import results_section
 from ssmis.report._training import training_section
 from ssmis.report.curves import reliability_chart
@@ -35,19 +35,23 @@ def write_report(
 
     Args:
         path: of the file.
-        runs: rows of the table, the baseline first.
+        runs: rows of the table, the baseline first. More than there are colours (6) share one a method, which is the
+            name without `_seedN`.
         title: of the page.
         subtitle: what every row shares: cases, grid, protocol, seed.
         views: cases to show, for example those that `pick_cases` names.
         metrics: columns of the table, of `ssmis.metrics.METRICS`; the first is drawn and compared case by case.
 
     Raises:
-        ValueError: no run, more runs than colours, two runs of one name, a folder without logs, a prediction of an
+        ValueError: no run, more methods than colours, two runs of one name, a folder without logs, a prediction of an
             unknown run, or arrays that do not fit each other.
     """
     names = [run.name for run in runs]
-    if not 1 <= len(runs) <= len(METHOD_COLOURS) or len(set(names)) < len(names):
-        raise ValueError(f"runs are {names}; expected 1 to {len(METHOD_COLOURS)} of different names")
+    most = len(METHOD_COLOURS)
+    if not runs or len(set(names)) < len(names):
+        raise ValueError(f"runs are {names}; expected at least one, of different names")
+    if len(methods := dict.fromkeys(map(method_of, runs))) > most and len(runs) > most:
+        raise ValueError(f"runs are of {len(methods)} methods, {', '.join(methods)}; expected at most {most}")
     for view in views:
         if unknown := [name for name in (*view.predictions, *(view.uncertainty or {})) if name not in names]:
             raise ValueError(f"case {view.case!r} has a prediction of {unknown[0]!r}; expected one of {names}")
@@ -81,7 +85,7 @@ def _warnings(runs: Sequence[ReportRun]) -> Markup:
 def _cases(runs: Sequence[ReportRun], views: Sequence[CaseView], metric: str) -> Markup:
     if not views:
         return Markup()
-    colours = {run.name: index for index, run in enumerate(runs)}
+    colours = {run.name: index for index, run in coloured(runs)}
     means = {run.name: case_means(run.scores, metric) for run in runs}
     factor, digits = (100, 1) if metric in SHARES else (1, 2)
     key = [element("span", element("i", class_="key white"), "reference"), element("span", "in colour: prediction")]
@@ -109,7 +113,7 @@ def _cases(runs: Sequence[ReportRun], views: Sequence[CaseView], metric: str) ->
 
 def _calibration(runs: Sequence[ReportRun]) -> Markup:
     figures = []
-    for index, run in enumerate(runs):
+    for index, run in coloured(runs):
         if (bins := run.reliability) is not None:
             told = f" ECE {number(bins.ece, 4)}, {int(bins.count.sum())} voxels"
             caption = [swatch(index), element("b", run.name), element("span", told, class_="muted")]

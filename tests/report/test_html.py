@@ -265,9 +265,22 @@ def test_cases_are_picked_by_their_score(two):
         pick_cases([])
 
 
+def test_more_runs_than_colours_share_one_a_method(tmp_path, two):
+    (first, second), _ = two
+    names = [f"{method}_seed{seed}" for method in ("base", "new", "other") for seed in range(3)]
+    runs = [ReportRun(name, (first if "base" in name else second).folder) for name in names]
+    written(tmp_path, runs)
+    page = (tmp_path / "report.html").read_text()
+    for method, colour in (("base", 0), ("new", 1), ("other", 2)):
+        for seed in range(3):
+            assert f'<i class="swatch c{colour}"></i><b>{method}_seed{seed}</b>' in page
+    with pytest.raises(ValueError, match=r"runs are of 7 methods, row0, row1, .*; expected at most 6"):
+        written(tmp_path, [ReportRun(f"row{index}", first.folder) for index in range(7)])
+
+
 def test_errors_name_the_run(tmp_path, two):
     runs, view = two
-    with pytest.raises(ValueError, match=r"runs are \[\]; expected 1 to 6"):
+    with pytest.raises(ValueError, match=r"runs are \[\]; expected at least one"):
         written(tmp_path, [])
     with pytest.raises(ValueError, match=r"runs are \['row0', 'row0'\]; .* of different names"):
         written(tmp_path, [runs[0], runs[0]])
