@@ -7,6 +7,7 @@ python benchmarks/own_data.py DATA/hc18 --test 36 --labelled 8 --steps 700 --pre
 """
 
 import argparse
+import shutil
 import sys
 from itertools import product
 from pathlib import Path
@@ -34,6 +35,7 @@ def main() -> None:
     parser.add_argument("--spacing_mm", type=float, nargs="+")
     parser.add_argument("--mirror", action="store_true")
     parser.add_argument("--beside", type=int, default=1, help="runs at the same time, each with one thread")
+    parser.add_argument("--keep", type=Path, help="copy the scores of the cases of all runs there")
     parser.add_argument("--only_run", action="store_true", help="write no report")
     args = parser.parse_args()
     args.preset = {of or "dual_uncertainty": preset for of, _, preset in (word.rpartition("=") for word in args.preset)}
@@ -62,6 +64,10 @@ def main() -> None:
         evaluate_run(folder, print, progress=not args.only_run)
     if not args.only_run:
         report_runs([run[0] for run in runs], print, out=str(out / "report.html"), title=args.data.name)
+    for folder, name in product([run[0] for run in runs] if args.keep else [], ("cases.csv", "cases_largest.csv")):
+        if (folder / name).is_file():
+            (args.keep / folder.name).mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / name, args.keep / folder.name / name)
 
 
 def _choices(args: argparse.Namespace, recipe: str) -> dict[str, Any]:

@@ -32,7 +32,8 @@ class TrainOptions:
         data: folder, or a CSV / JSON table.
         out: run folder; default: runs/NAME/RECIPE_seedSEED.
         recipe: method, see `ssmis list`.
-        preset: of the recipe; default: its own ("late" of dual_uncertainty).
+        preset: of the recipe; default: its own ("copy_paste" of dual_uncertainty); pseudo-labels then keep one piece
+            of each class that is one piece in the labels.
         coefficients: of the recipe, NAME=VALUE, in place of the preset's: contrast_weight=0.2 bank=ema.
         nets: names of nets, see `ssmis list`, each perhaps with an encoder (timm_unet:resnet18); default: two different
             ones, or one where the recipe takes one.

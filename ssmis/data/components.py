@@ -65,6 +65,35 @@ def largest_components(labels: Tensor, *, classes: Sequence[int]) -> Tensor:
     return found.masked_fill_(torch.from_numpy(islands).to(labels.device), 0)
 
 
+def pieces_of(components: bool | Sequence[int], *, classes: int) -> Sequence[int]:
+    """Foreground classes of which the largest component is to be kept: all, none, or those named.
+
+    Args:
+        components: True for all, False for none, or class indices.
+        classes: K, with the background.
+
+    Raises:
+        ValueError: a class that is no foreground class.
+    """
+    if isinstance(components, bool):
+        return range(1, classes) if components else ()
+    if wrong := [index for index in components if type(index) is not int or not 0 < index < classes]:
+        raise ValueError(f"components has {wrong}; expected true, false, or classes from 1 to {classes - 1}")
+    return tuple(components)
+
+
+def largest_sizes(labels: NDArray[Any], *, values: Sequence[int]) -> dict[int, int]:
+    """Voxels of the largest component of each label value in `(*S)`; 0 of a value that is not there."""
+    ndimage = require("scipy.ndimage", extra="medical", purpose="the largest component")
+    found = {}
+    for value in values:
+        inside = labels == value
+        box = _bounding_box(inside)
+        sizes = [0] if box is None else np.bincount(ndimage.label(inside[box])[0].ravel())[1:]
+        found[int(value)] = int(max(sizes))
+    return found
+
+
 def _mark_islands(inside: NDArray[Any], islands: NDArray[Any]) -> None:
     """Set `islands` where a voxel of `inside` is not in its largest component."""
     ndimage = require("scipy.ndimage", extra="medical", purpose="the largest component")

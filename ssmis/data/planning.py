@@ -14,6 +14,7 @@ from ssmis.data.survey import MOST_CLASSES, CaseFacts
 
 BYTES_PER_VOXEL = 220  # of a training step, for each channel of the first level; an estimate for the dual nets
 LEVELS = 5
+ONE_PIECE = 0.98  # of a class's voxels are in the largest component of their case
 ANISOTROPIC = 2.0  # an axis this much coarser than the finest is neither pooled nor mixed by kernels
 
 
@@ -86,8 +87,21 @@ def make_plan(
     channels = tuple(_channel(facts, index, channel_names, intensity) for index in range(count))
     return Plan(
         dims, channels, ordered, names, spacing, size, tuple(patch), int(batch), pooling, kernels, widths, tuple(notes),
-        all(own.case.spacing_mm or says_size(own.case.image) for own in facts),
+        all(own.case.spacing_mm or says_size(own.case.image) for own in facts), _one_piece(facts, ordered),
     )  # fmt: skip
+
+
+def _one_piece(facts: Sequence[CaseFacts], values: Sequence[int]) -> tuple[int, ...]:
+    """Classes of which the largest components of the labels hold nearly everything."""
+    labelled = [own for own in facts if own.volumes]
+    if any(own.largest is None for own in labelled):
+        return ()
+
+    def share(value: int) -> float:
+        total = sum((own.volumes or {}).get(value, 0) for own in labelled)
+        return sum((own.largest or {}).get(value, 0) for own in labelled) / max(total, 1)
+
+    return tuple(index for index, value in enumerate(values) if value > 0 and share(value) >= ONE_PIECE)
 
 
 def shape_of_nets(

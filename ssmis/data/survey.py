@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssmis.data.cases import Case, DataError
+from ssmis.data.components import largest_sizes
 from ssmis.data.fingerprint import array_digest, coarse_picture
 from ssmis.data.layouts import Dataset
 from ssmis.data.scans import case_labels, case_scan
@@ -57,6 +58,7 @@ class CaseFacts:
         volumes: label value -> voxels; None if unlabelled.
         digest: of the values.
         picture: coarse picture of the first channel.
+        largest: label value above 0 -> voxels of its largest component; None if unlabelled, or of too many values.
     """
 
     case: Case
@@ -74,6 +76,7 @@ class CaseFacts:
     volumes: Mapping[int, int] | None
     digest: str
     picture: NDArray[np.float64] = field(repr=False)
+    largest: Mapping[int, int] | None = None
 
 
 def survey(
@@ -118,7 +121,7 @@ def _look(case: Case, dataset: Dataset) -> tuple[CaseFacts, list[Issue]]:
         issues.append(Issue("constant", name, "a channel of the image has one value everywhere"))
     if min(shape) > 1 and max(shape) / min(shape) > 50:
         issues.append(Issue("shape", name, f"the shape {shape} is long and thin", serious=False))
-    volumes = None
+    volumes, largest = None, None
     foreground = np.zeros((len(image), 0), np.float32)
     if case.label is not None:
         try:
@@ -130,6 +133,8 @@ def _look(case: Case, dataset: Dataset) -> tuple[CaseFacts, list[Issue]]:
         if labels is not None:
             values, counts = np.unique(labels, return_counts=True)
             volumes = dict(zip(values.tolist(), counts.tolist()))
+            if len(volumes) <= _SMOOTH:
+                largest = largest_sizes(labels, values=[value for value in volumes if value > 0])
             inside = np.flatnonzero(labels.ravel() > 0)
             foreground = flat[:, inside[:: max(1, len(inside) // _FOREGROUND)]].astype(np.float32)
             where = _within(case.label, dataset)
@@ -139,6 +144,7 @@ def _look(case: Case, dataset: Dataset) -> tuple[CaseFacts, list[Issue]]:
         tuple(sample.mean(1).tolist()), tuple(sample.std(1).tolist()),
         tuple((sample == sample.min(1, keepdims=True)).mean(1).tolist()),
         foreground, volumes, array_digest(image.astype(np.float32)), coarse_picture(np.nan_to_num(image[0])),
+        largest,
     ), issues  # fmt: skip
 
 

@@ -201,11 +201,13 @@ def _planned(dataset: Dataset, options: TrainOptions, folder: Path) -> tuple[Pla
 def _about(plan: Plan, split: Split) -> list[str]:
     counts = ", ".join(f"{len(getattr(split, role))} {role}" for role in ("labelled", "unlabelled", "val", "test"))
     classes = ", ".join(f"{value} {name}" for value, name in zip(plan.label_values, plan.label_names))
+    pieces = ", ".join(str(plan.label_values[index]) for index in plan.one_piece)
     spacing = " x ".join(f"{mm:.3g}" for mm in plan.spacing_mm)
     kinds = ", ".join(f"{name}: {channel.kind}" for name, channel in zip(plan.channel_names, plan.channels))
     return [
         f"split: {counts}",
         f"classes: {classes}",
+        f"one piece in the labels: {pieces or 'none'}",
         f"grid: {spacing} mm, median size {plan.size}; patch {plan.patch}, batch {plan.batch}; intensity {kinds}",
         *plan.notes,
     ]

@@ -146,7 +146,7 @@ def build_recipe(options: TrainOptions, plan: Plan) -> Recipe:
     def build(names: list[str] | None, **choice: bool) -> Recipe:
         nets = build_nets(names, plan, norm=norm_of(options, plan), **choice)
         try:
-            recipe: Recipe = factory(nets, **arguments, **coefficients)
+            recipe: Recipe = factory(nets, **arguments, **{**pieces_for(options, plan), **coefficients})
         except TypeError as error:
             if not coefficients:
                 raise
@@ -212,7 +212,13 @@ def read_coefficients(words: Sequence[str] | None) -> dict[str, Any]:
 
 def preset_of(options: TrainOptions) -> str | None:
     """The preset that a recipe is built with: the options', else the one for few labels and short runs."""
-    return options.preset or ("late" if options.recipe == "dual_uncertainty" else None)
+    return options.preset or ("copy_paste" if options.recipe == "dual_uncertainty" else None)
+
+
+def pieces_for(options: TrainOptions, plan: Plan) -> dict[str, Any]:
+    """`components` of a recipe whose preset is not chosen: the classes of which the labels show one piece."""
+    single = options.recipe == "dual_uncertainty" or (options.recipe == "uc_seg" and plan.dims == 3)
+    return {"components": plan.one_piece} if single and not options.preset else {}
 
 
 def run_folders(run: Path | str | Sequence[Path | str]) -> list[Path]:

@@ -2,6 +2,7 @@
 """Coefficients of `DualUncertainty` and its presets."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ssmis._checks import check_choice, check_not_negative, check_range
@@ -33,8 +34,8 @@ class DualUncertaintyConfig:
             labels with it; 0: none. Only with the teacher "average", which sees whole volumes.
         mix_with: whose box it is: of the next "unlabelled" volume (CutMix), or of a "labelled" one, or for half of
             them all but the box (bidirectional copy-paste): the true labels then take the place of pseudo-labels.
-        components: keep only the largest component of each class of a pseudo-label; the rest counts as background. For
-            structures of which there is one; only with the teacher "average".
+        components: keep only the largest component of each class of a pseudo-label, or of the classes named; the rest
+            counts as background. For structures of which there is one; only with the teacher "average".
         detach_weight: treat the KL weight as a constant; None: only for more than 4 classes.
         targets: "hard" pseudo-labels, or "soft" ones, in the rectified, filtered and pseudo-Dice terms.
         sharpen_temperature: of soft targets in the cross-entropies; None: their default.
@@ -71,7 +72,7 @@ class DualUncertaintyConfig:
     teacher_decay: float = 0.99
     mix_side: float = 0.0
     mix_with: str = "unlabelled"
-    components: bool = False
+    components: bool | Sequence[int] = False
     detach_weight: bool | None = None
     targets: Targets = "hard"
     sharpen_temperature: float | None = None
@@ -124,7 +125,7 @@ class DualUncertaintyConfig:
                 f"mix_side is {self.mix_side} with teacher 'peer', which sees mixed volumes; expected 'average'"
             )
         if self.components and self.teacher == "peer":
-            raise ValueError("components is true with teacher 'peer'; expected 'average'")
+            raise ValueError(f"components is {self.components} with teacher 'peer'; expected 'average'")
         if self.mix_with == "labelled" and self.mix_side == 0:
             raise ValueError(
                 "mix_with is 'labelled' with mix_side 0, so that nothing is mixed; expected a side above 0"

@@ -22,7 +22,7 @@ class UCSegConfig:
         consistency_weight: of the binary cross-entropy with the peer's probabilities, all volumes.
         pseudo_weight: of the pseudo-labels (w_max), at the end of the ramp.
         ramp_end: progress at which the ramp exp(-5 (1 - t)^2) of the pseudo-labels reaches 1.
-        components: keep only the largest component of each class of a pseudo-label.
+        components: keep only the largest component of each class of a pseudo-label, or of the classes named.
         prototype_weight: of the contrast of prototypes with the banks, mean of both nets.
         prototype_masks: where the prototypes of labelled volumes are taken: "truth", or the net's own "guess", which
             then serves the unlabelled volumes too.
@@ -57,7 +57,7 @@ class UCSegConfig:
     consistency_weight: float = 0.5
     pseudo_weight: float = 1.0
     ramp_end: float = 0.6
-    components: bool = True
+    components: bool | Sequence[int] = True
     prototype_weight: float = 0.2
     prototype_masks: Literal["truth", "guess"] = "truth"
     prototype_over: Literal["class", "volume"] = "class"

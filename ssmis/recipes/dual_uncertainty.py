@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from ssmis._checks import check_choice
 from ssmis._classes import top_class
 from ssmis.data.batch import Batch
-from ssmis.data.components import largest_components
+from ssmis.data.components import largest_components, pieces_of
 from ssmis.data.mixing import box_mix, cut_mix, random_boxes
 from ssmis.kernels import VoxelContrastStats, voxel_contrast
 from ssmis.losses import (
@@ -94,6 +94,8 @@ class DualUncertainty(Recipe):
         super().__init__(two_nets(nets), predict_with=predict_with)
         check_choice(preset, tuple(PRESETS), name="preset")
         self.config = c = replace(PRESETS[preset], **overrides)
+        if isinstance(classes := getattr(next(iter(self.students.values())), "classes", None), int):
+            pieces_of(c.components, classes=classes)  # a wrong one is told now, not when unlabelled volumes join
         self.banks = nn.ModuleDict()
         if c.contrast_weight > 0:
             own: dict[str, dict[str, Any]] = {"fifo": {"slots": c.slots}, "ema": {"decay": c.bank_decay}}
@@ -227,7 +229,8 @@ class DualUncertainty(Recipe):
         with torch.no_grad():
             probs = [teacher(batch.unlabelled).logits.float().softmax(1) for teacher in self.teachers.values()]
         mean = torch.stack(probs).mean(0).clamp_min(torch.finfo(torch.float32).tiny).log()
-        mean = without_islands(mean) if self.config.components else mean
+        pieces = pieces_of(self.config.components, classes=mean.shape[1])
+        mean = without_islands(mean, classes=pieces) if pieces else mean
         return dict.fromkeys(self.students, mean)
 
     def _contrast(
@@ -265,13 +268,13 @@ class DualUncertainty(Recipe):
         )
 
 
-def without_islands(logits: Tensor) -> Tensor:
-    """Return logits `(B, K, *S)` that say background, for sure, outside the largest component of each class.
+def without_islands(logits: Tensor, *, classes: Sequence[int]) -> Tensor:
+    """Return logits `(B, K, *S)` that say background, for sure, outside the largest component of each of `classes`.
 
     Gradient: to the logits, but for those that were replaced.
     """
     top = top_class(logits)
-    islands = top != largest_components(top, classes=range(1, logits.shape[1]))
+    islands = top != largest_components(top, classes=classes)
     background = torch.zeros_like(logits)
     background[:, 0] = _SURE
     return torch.where(islands.unsqueeze(1), background, logits)

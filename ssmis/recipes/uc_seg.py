@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ssmis._checks import check_choice
 from ssmis._classes import top_class
 from ssmis.data.batch import Batch
-from ssmis.data.components import largest_components
+from ssmis.data.components import largest_components, pieces_of
 from ssmis.data.mixing import box_mix
 from ssmis.losses import (
     bce_consistency,
@@ -85,6 +85,7 @@ class UCSeg(Recipe):
         fusion = GatedFusion(gate, head, uncertainty=vacuity)
         super().__init__(nets, heads={"fusion": fusion}, predict_with=predict_with)
         self.config, self.classes, self.fused_predicts = c, classes, predict_with is None
+        pieces_of(c.components, classes=classes)  # a wrong one is told now
         self.banks = nn.ModuleDict()
         if c.prototype_weight > 0:
             kept = {"slots": c.slots, "normalize": c.normalize} if c.bank.startswith("fifo") else {}
@@ -159,7 +160,8 @@ class UCSeg(Recipe):
         """One class a voxel `(U, *S)`, -1 where a voxel is padding."""
         guess = hard_labels(logits, threshold=0.5 if self.config.pair == "sigmoid" else None)
         guess = guess if valid is None else guess.where(valid, -1)
-        return largest_components(guess, classes=range(1, self.classes)) if self.config.components else guess
+        pieces = pieces_of(self.config.components, classes=self.classes)
+        return largest_components(guess, classes=pieces) if pieces else guess
 
     def _learn(
         self,

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from strategies import make_labels, sizes
 
 from ssmis.data import largest_component, largest_components
+from ssmis.data.components import largest_sizes, pieces_of
 
 
 def components(inside):
@@ -54,6 +55,22 @@ def test_the_dtype_and_values_above_a_byte_stay(dtype):
     found = largest_components(labels, classes=(1,))
     assert found.dtype == dtype
     assert found.tolist() == [[labels[0, 0].item(), 0, 0, 0, 1, 1]]
+
+
+@given(st.integers(0, 2**31), sizes(high=6))
+def test_the_largest_sizes_are_those_of_a_flood_fill(seed, size):
+    labels = make_labels(seed, 1, 3, size, low=-1)[0]
+    found = largest_sizes(labels.numpy(), values=(1, 2, 9))
+    assert found == {value: max(map(len, components(labels == value)), default=0) for value in (1, 2, 9)}
+
+
+def test_which_classes_are_of_one_piece():
+    assert [*pieces_of(True, classes=3)] == [1, 2]
+    assert not pieces_of(False, classes=3)
+    assert pieces_of([2], classes=3) == (2,)
+    for wrong in ([0], [3], [True], ["1"]):
+        with pytest.raises(ValueError, match=r"components has .*; expected true, false, or classes from 1 to 2"):
+            pieces_of(wrong, classes=3)
 
 
 def test_no_volumes_and_no_classes():

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -41,6 +42,29 @@ def test_a_plan_survives_its_file(tmp_path):
     plan, _ = plan_of(plain(tmp_path))
     plan.save(tmp_path / "plan.json")
     assert Plan.read(tmp_path / "plan.json") == plan
+
+
+def test_classes_of_one_piece_are_told_from_those_of_several(tmp_path):
+    for index in range(4):
+        labels = np.zeros((12, 12, 8), np.uint8)
+        labels[1:5, 1:5, 1:5] = 3
+        labels[8:10, 1:5, 1:5] = labels[8:10, 7:11, 1:5] = 7  # two of a kind
+        labels[1:5, 7:11, 1:5] = 9
+        if index == 0:
+            labels[7, 7, 7] = 9  # a speck
+        nifti(tmp_path / "images" / f"case{index}.nii.gz", scan(index)[0])
+        nifti(tmp_path / "labels" / f"case{index}.nii.gz", labels)
+    plan, _ = plan_of(tmp_path)
+    assert plan.label_values == (0, 3, 7, 9)
+    assert plan.one_piece == (1, 3)
+    facts, _ = survey(find_dataset(tmp_path))
+    assert [own.largest[7] / own.volumes[7] for own in facts] == [0.5] * 4
+    plan.save(tmp_path / "plan.json")
+    assert Plan.read(tmp_path / "plan.json") == plan
+    for wrong in ([0], [4], ["1"], 1):
+        (tmp_path / "plan.json").write_text(json.dumps({"version": 1, **asdict(plan), "one_piece": wrong}))
+        with pytest.raises(DataError, match="one_piece"):
+            Plan.read(tmp_path / "plan.json")
 
 
 def test_the_scale_of_a_volume_means_nothing_to_a_z_score(tmp_path):

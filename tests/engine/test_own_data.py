@@ -370,7 +370,7 @@ def test_coefficients_take_the_place_of_the_presets():
     assert (config.contrast_weight, config.bank, config.anchors) == (0.25, "ema", None)
     assert (config.kl_rectified, config.keep_fraction) == (False, 1)
     untouched = build_recipe(TrainOptions("DATA"), small_plan()).config
-    assert config.unlabelled_from == untouched.unlabelled_from == 0.5  # the rest is the preset's
+    assert config.unlabelled_from == untouched.unlabelled_from == 0.3  # the rest is the preset's
 
 
 @pytest.mark.parametrize("recipe", ["supervised", "mean_teacher", "dual_uncertainty"])
@@ -433,6 +433,21 @@ def test_coefficients_of_uc_seg_are_lists_too():
     assert (config.fused_widths, config.symmetric) == ([8, 4], False)
 
 
+def test_pseudo_labels_keep_one_piece_of_classes_that_are_one():
+    plan = replace(small_plan(values=(0, 3, 7)), one_piece=(2,))
+
+    def components(**options):
+        return build_recipe(TrainOptions("DATA", **options), plan).config.components
+
+    assert components() == components(recipe="uc_seg") == (2,)
+    assert components(coefficients=["components=false"]) is False
+    assert components(coefficients=["components=[1]"]) == [1]
+    assert components(preset="copy_paste") is True
+    assert components(preset="late") is False
+    with pytest.raises(ValueError, match=r"components has \[3\]"):
+        components(coefficients=["components=[3]"])
+
+
 def test_an_encoder_of_timm_ends_as_one_voxel_earlier_than_the_plan_says():
     nets = ["timm_unet:resnet18"]
     assert norm_of(TrainOptions("DATA", nets=nets), small_plan(2, patch=32)) == "group"
@@ -472,10 +487,15 @@ def test_the_benchmark_gives_each_run_its_own_preset(tmp_path):
     script = Path(__file__).parents[2] / "benchmarks" / "own_data.py"
     words = [plain(tmp_path / "data", labelled=5, unlabelled=2), "--out", tmp_path / "out", "--test", 2, "--steps", 2]
     words += ["--nets", "unet", "vnet", "--seeds", 0, "--recipes", "supervised", "dual_uncertainty", "--beside", 2]
-    command = [sys.executable, str(script), *map(str, words)]
+    command = [sys.executable, str(script), *map(str, words), "--keep", str(tmp_path / "kept")]
     subprocess.run([*command, "--preset", "dual_uncertainty=copy_paste"], check=True, capture_output=True, timeout=300)
     record = json.loads((tmp_path / "out" / "dual_uncertainty_seed0" / "protocol.json").read_text())
     assert record["preset"] == "copy_paste"
     assert (tmp_path / "out" / "report.html").is_file()
+    kept = [
+        read_cases_csv(tmp_path / "kept" / f"{name}_seed0" / "cases.csv") for name in ("supervised", "dual_uncertainty")
+    ]
+    assert [score.case for score in kept[0]] == [score.case for score in kept[1]]
+    assert len(kept[0]) == 2
     refused = subprocess.run([*command, "--preset", "uc_seg=ours"], capture_output=True, text=True, timeout=300)
     assert "--preset has one of uc_seg, which --recipes does not name" in refused.stderr

@@ -232,22 +232,26 @@ def test_pseudo_labels_keep_one_component_of_each_class():
     labels = torch.zeros(1, 8, 8, 8, dtype=torch.long)
     labels[0, 1:4, 1:4, 1:4], labels[0, 6:, 6:, 6:], labels[0, 1, 6, 6] = 1, 1, 2
     logits = torch.nn.functional.one_hot(labels, 3).movedim(-1, 1) * 2.0
-    judged = without_islands(logits)
+    judged = without_islands(logits, classes=(1, 2))
     island = torch.zeros_like(labels, dtype=torch.bool)
     island[0, 6:, 6:, 6:] = True
     assert torch.equal(judged.argmax(1), labels.where(~island, 0))
     assert judged.softmax(1)[:, 0][island].min() == 1
     assert torch.equal(judged.movedim(1, -1)[~island], logits.movedim(1, -1)[~island])
+    assert torch.equal(without_islands(logits, classes=(2,)), logits)
 
 
 def test_a_step_learns_from_pseudo_labels_without_islands(monkeypatch):
     module = importlib.import_module("ssmis.recipes.dual_uncertainty")
     calls = []
-    monkeypatch.setattr(module, "without_islands", lambda logits: calls.append(logits) or logits)
-    for components in (True, False):
+    monkeypatch.setattr(module, "without_islands", lambda logits, *, classes: calls.append([*classes]) or logits)
+    classes = small_nets()["resnet"].classes
+    for components in (True, False, (1,), ()):
         DualUncertainty(small_nets(), preset="averaged", components=components)(small_batch(3), 1.0)
-        assert len(calls) == 1
-    with pytest.raises(ValueError, match="components is true with teacher 'peer'"):
+    assert calls == [[*range(1, classes)], [1]]
+    with pytest.raises(ValueError, match=rf"components has \[{classes}\]; expected true, false, or classes from 1"):
+        DualUncertainty(small_nets(), preset="averaged", components=[classes])
+    with pytest.raises(ValueError, match="components is True with teacher 'peer'"):
         DualUncertainty(small_nets(), components=True)
 
 
