@@ -77,20 +77,28 @@ def pieces_of(components: bool | Sequence[int], *, classes: int) -> Sequence[int
     """
     if isinstance(components, bool):
         return range(1, classes) if components else ()
-    if wrong := [index for index in components if type(index) is not int or not 0 < index < classes]:
-        raise ValueError(f"components has {wrong}; expected true, false, or classes from 1 to {classes - 1}")
+    listed = isinstance(components, Sequence) and not isinstance(components, str)
+    if not listed or any(type(index) is not int or not 0 < index < classes for index in components):
+        told = f"true, false, or a list of classes from 1 to {classes - 1}"
+        raise ValueError(f"components is {components!r}; expected {told}, in the order of their label values")
     return tuple(components)
 
 
 def largest_sizes(labels: NDArray[Any], *, values: Sequence[int]) -> dict[int, int]:
-    """Voxels of the largest component of each label value in `(*S)`; 0 of a value that is not there."""
+    """Voxels of the largest component of each label value in `(*S)`; 0 of a value that is not there.
+
+    Voxels that are not annotated (below 0) part nothing: what is annotated on every fifth slice may be one piece.
+    """
     ndimage = require("scipy.ndimage", extra="medical", purpose="the largest component")
     found = {}
     for value in values:
         inside = labels == value
         box = _bounding_box(inside)
-        sizes = [0] if box is None else np.bincount(ndimage.label(inside[box])[0].ravel())[1:]
-        found[int(value)] = int(max(sizes))
+        if box is None:
+            found[int(value)] = 0
+            continue
+        components, _ = ndimage.label(inside[box] | (labels[box] < 0))
+        found[int(value)] = int(np.bincount(components[inside[box]]).max())
     return found
 
 

@@ -88,7 +88,7 @@ class Plan:
         widths: channels of the nets at each level.
         notes: what was decided, and why.
         sized: whether the size of the training voxels was known; where not, 1 stands for one. None: a plan of before.
-        one_piece: foreground classes that are one piece in the labels of the training cases, but for specks.
+        one_piece: foreground classes that are one piece in the training labels, but for specks. None: a plan of before.
     """
 
     dims: int
@@ -104,7 +104,7 @@ class Plan:
     widths: tuple[int, ...]
     notes: tuple[str, ...] = field(default=())
     sized: bool | None = None
-    one_piece: tuple[int, ...] = ()
+    one_piece: tuple[int, ...] | None = None
 
     @property
     def classes(self) -> int:
@@ -277,8 +277,8 @@ def _check_sound(plan: Plan) -> None:
         "patch": each(plan.patch, axes, whole),
         "batch": whole(plan.batch),
         "sized": plan.sized is None or type(plan.sized) is bool,
-        "one_piece": isinstance(plan.one_piece, tuple)
-        and all(type(index) is int and 0 < index < classes for index in plan.one_piece),
+        "one_piece": plan.one_piece is None
+        or (isinstance(plan.one_piece, tuple) and all(whole(index, classes - 1) for index in plan.one_piece)),
         "widths": 0 < levels <= 16 and each(plan.widths, levels, lambda width: whole(width, 2**16)),
         **{
             name: each(value, count, lambda own: each(own, axes, lambda length: whole(length, 64)))

@@ -133,7 +133,7 @@ def _look(case: Case, dataset: Dataset) -> tuple[CaseFacts, list[Issue]]:
         if labels is not None:
             values, counts = np.unique(labels, return_counts=True)
             volumes = dict(zip(values.tolist(), counts.tolist()))
-            if len(volumes) <= _SMOOTH:
+            if len(volumes) <= MOST_CLASSES:
                 largest = largest_sizes(labels, values=[value for value in volumes if value > 0])
             inside = np.flatnonzero(labels.ravel() > 0)
             foreground = flat[:, inside[:: max(1, len(inside) // _FOREGROUND)]].astype(np.float32)

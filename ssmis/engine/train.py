@@ -14,6 +14,7 @@ import torch
 from ssmis._checks import check_choice
 from ssmis._optional import require
 from ssmis.data import Augment, Cache, Case, DataError, Plan, Split, find_dataset, make_plan, survey
+from ssmis.data.components import pieces_of
 from ssmis.data.layouts import Dataset
 from ssmis.data.plan import INTENSITIES
 from ssmis.data.splits import make_split, read_split, write_split
@@ -24,9 +25,10 @@ from ssmis.engine.fit import FitResult, fit
 from ssmis.engine.lock import locked
 from ssmis.engine.protocol import Protocol
 from ssmis.engine.runtime import pick_device, pick_precision
-from ssmis.engine.trained import DROPOUT, build_recipe, norm_of, preset_of, read_coefficients
+from ssmis.engine.trained import DROPOUT, build_recipe, norm_of, preset_of, spelled
 from ssmis.nets.blocks import NORMS
 from ssmis.options import TrainOptions, checked
+from ssmis.recipes import Recipe
 
 UPRIGHT = replace(Augment.strong(), flip_axes=(), rot90=False, affine_probability=0.5)
 TURNED = replace(Augment.strong(), affine_probability=0.5)
@@ -76,13 +78,11 @@ def _train(chosen: TrainOptions, tell: Callable[[str], object], world: World) ->
     protocol = _protocol(plan, split, chosen)
     torch.manual_seed(chosen.seed)
     recipe = build_recipe(chosen, plan)
+    for line in _about_method(chosen, plan, recipe):
+        tell(line)
     unlabelled = () if chosen.recipe == "supervised" else split.unlabelled
     facts = protocol.facts(labelled=split.labelled, unlabelled=unlabelled)
-    facts |= {
-        "recipe": chosen.recipe,
-        "preset": preset_of(chosen),
-        "coefficients": read_coefficients(chosen.coefficients),
-    }
+    facts |= {"recipe": chosen.recipe, "preset": preset_of(chosen), "coefficients": spelled(chosen.coefficients)}
     facts |= {"norm": norm_of(chosen, plan), "plan": json.loads(json.dumps(asdict(plan)))}
     result = fit(
         recipe,
@@ -126,7 +126,7 @@ def _check_options(chosen: TrainOptions, stored: Path) -> None:
         raise
     except ValueError as error:
         raise DataError(f"{stored}: {error}") from error
-    same = read_coefficients(chosen.coefficients) == read_coefficients(old["coefficients"])  # in any order and spelling
+    same = spelled(chosen.coefficients) == spelled(old["coefficients"])
     may_change = {*_MAY_CHANGE, *(["coefficients"] if same else [])}
     changed = [name for name, value in asdict(chosen).items() if value != old[name] and name not in may_change]
     if changed:
@@ -201,16 +201,28 @@ def _planned(dataset: Dataset, options: TrainOptions, folder: Path) -> tuple[Pla
 def _about(plan: Plan, split: Split) -> list[str]:
     counts = ", ".join(f"{len(getattr(split, role))} {role}" for role in ("labelled", "unlabelled", "val", "test"))
     classes = ", ".join(f"{value} {name}" for value, name in zip(plan.label_values, plan.label_names))
-    pieces = ", ".join(str(plan.label_values[index]) for index in plan.one_piece)
     spacing = " x ".join(f"{mm:.3g}" for mm in plan.spacing_mm)
     kinds = ", ".join(f"{name}: {channel.kind}" for name, channel in zip(plan.channel_names, plan.channels))
     return [
         f"split: {counts}",
         f"classes: {classes}",
-        f"one piece in the labels: {pieces or 'none'}",
         f"grid: {spacing} mm, median size {plan.size}; patch {plan.patch}, batch {plan.batch}; intensity {kinds}",
         *plan.notes,
     ]
+
+
+def _about_method(options: TrainOptions, plan: Plan, recipe: Recipe) -> list[str]:
+    preset = preset_of(options)
+    lines = [f"method: {options.recipe}{f', preset {preset}' if preset else ''}"]
+    components = getattr(getattr(recipe, "config", None), "components", False)
+    if components is False:
+        return lines
+    kept = pieces_of(components, classes=plan.classes)
+    for told, those in (("only the largest piece", kept), ("all pieces", set(range(1, plan.classes)) - set(kept))):
+        if those:
+            names = ", ".join(f"{plan.label_values[index]} {plan.label_names[index]}" for index in sorted(those))
+            lines.append(f"pseudo-labels keep {told} of: {names}")
+    return lines
 
 
 def _protocol(plan: Plan, split: Split, options: TrainOptions) -> Protocol:

@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
@@ -126,6 +126,9 @@ def build_nets(names: Sequence[str] | None, plan: Plan, *, single: bool = False,
 def build_recipe(options: TrainOptions, plan: Plan) -> Recipe:
     """Build the recipe of `options`, with two nets where it takes them and none is named.
 
+    Where a preset keeps one component of each class of a pseudo-label, and no coefficient says otherwise, it is of the
+    classes that are one piece in the labels (`Plan.one_piece`).
+
     Raises:
         ValueError: an unknown recipe, net, preset or coefficient, a coefficient that is no NAME=VALUE or out of range,
             or nets that the recipe does not take.
@@ -146,7 +149,7 @@ def build_recipe(options: TrainOptions, plan: Plan) -> Recipe:
     def build(names: list[str] | None, **choice: bool) -> Recipe:
         nets = build_nets(names, plan, norm=norm_of(options, plan), **choice)
         try:
-            recipe: Recipe = factory(nets, **arguments, **{**pieces_for(options, plan), **coefficients})
+            recipe: Recipe = factory(nets, **arguments, **coefficients)
         except TypeError as error:
             if not coefficients:
                 raise
@@ -154,6 +157,8 @@ def build_recipe(options: TrainOptions, plan: Plan) -> Recipe:
             raise ValueError(f"{told}; see the recipe {options.recipe!r} for its own") from error
         if is_dataclass(config := getattr(recipe, "config", None)):
             _check_types(coefficients, type(config))
+            if "components" not in coefficients and plan.one_piece is not None and getattr(config, "components", False):
+                recipe.config = replace(config, components=plan.one_piece)  # type: ignore[type-var, assignment]
         return recipe
 
     if options.nets:
@@ -172,7 +177,7 @@ def _check_types(coefficients: Mapping[str, Any], owner: Any) -> None:
     for name, value in coefficients.items():
         if not fits(value, hint := hints.get(name, Any)):
             told = re.sub(r"<class '(\w+)'>|typing\.|collections\.abc\.", r"\1", str(hint))
-            raise ValueError(f"coefficients has {name}={value if isinstance(value, str) else json.dumps(value)}, which "
+            raise ValueError(f"coefficients has {name}={_spelled(value)}, which "
                              f"is {type(value).__name__}; expected {told}, as JSON writes it")  # fmt: skip
 
 
@@ -210,15 +215,20 @@ def read_coefficients(words: Sequence[str] | None) -> dict[str, Any]:
     return found
 
 
+def spelled(words: Sequence[str] | None) -> list[str] | None:
+    """NAME=VALUE words in one order and spelling, so that equal coefficients are equal words."""
+    if words is None:
+        return None
+    return sorted(f"{name}={_spelled(value)}" for name, value in read_coefficients(words).items())
+
+
+def _spelled(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
 def preset_of(options: TrainOptions) -> str | None:
-    """The preset that a recipe is built with: the options', else the one for few labels and short runs."""
+    """The preset that a recipe is built with: the options', else the one for few labels."""
     return options.preset or ("copy_paste" if options.recipe == "dual_uncertainty" else None)
-
-
-def pieces_for(options: TrainOptions, plan: Plan) -> dict[str, Any]:
-    """`components` of a recipe whose preset is not chosen: the classes of which the labels show one piece."""
-    single = options.recipe == "dual_uncertainty" or (options.recipe == "uc_seg" and plan.dims == 3)
-    return {"components": plan.one_piece} if single and not options.preset else {}
 
 
 def run_folders(run: Path | str | Sequence[Path | str]) -> list[Path]:

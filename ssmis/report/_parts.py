@@ -42,8 +42,8 @@ def figure(title: str, about: str, series: Sequence[Series], *, top: float | Non
 
 
 def method_of(run: ReportRun) -> str:
-    """Name of a run without `_seedN`."""
-    return re.sub(r"_?seed_?\d+", "", run.name) or run.name
+    """Name of a run without `_seedN`; of the folder, where the run is `seedN` in it."""
+    return re.sub(r"_?seed_?\d+", "", run.name).rstrip("/") or "seeds"
 
 
 def coloured(runs: Sequence[ReportRun]) -> list[tuple[int, ReportRun]]:

@@ -51,7 +51,8 @@ def write_report(
     if not runs or len(set(names)) < len(names):
         raise ValueError(f"runs are {names}; expected at least one, of different names")
     if len(methods := dict.fromkeys(map(method_of, runs))) > most and len(runs) > most:
-        raise ValueError(f"runs are of {len(methods)} methods, {', '.join(methods)}; expected at most {most}")
+        told = f"at most {most} methods, whose runs have names that differ in _seedN alone"
+        raise ValueError(f"runs are of {len(methods)} methods, {', '.join(methods)}; expected {told}")
     for view in views:
         if unknown := [name for name in (*view.predictions, *(view.uncertainty or {})) if name not in names]:
             raise ValueError(f"case {view.case!r} has a prediction of {unknown[0]!r}; expected one of {names}")

@@ -32,7 +32,6 @@ from ssmis.metrics import CaseScore, read_cases_csv
 from ssmis.metrics.cases import cases_csv
 from ssmis.options import TrainOptions
 from ssmis.registry import RECIPES
-from ssmis.report._results import results_section
 from ssmis.report.folders import compared, report_runs, seeds_table
 from ssmis.report.runs import ReportRun
 
@@ -274,15 +273,6 @@ def test_a_resume_with_other_options_names_them(tmp_path):
     assert json.loads((done.folder / "options.json").read_text())["labelled"] == "2"
 
 
-def test_a_resume_takes_coefficients_in_any_order_and_spelling(tmp_path):
-    data, out = plain(tmp_path / "data", labelled=3, unlabelled=2), str(tmp_path / "run")
-    few = SMALL | {"recipe": "dual_uncertainty", "nets": ["unet", "vnet"], "test": "0"}
-    train(data, out=out, coefficients=["keep_fraction=0.5", "contrast_weight=0.20"], **few)
-    train(data, out=out, coefficients=["contrast_weight=0.2", "keep_fraction=5e-1"], resume=True, **few)
-    with pytest.raises(ValueError, match="other options: coefficients was"):
-        train(data, out=out, coefficients=["keep_fraction=0.4", "contrast_weight=0.2"], resume=True, **few)
-
-
 def test_the_state_of_an_average_is_what_predicts(tmp_path):
     done = train(
         plain(tmp_path / "data", labelled=2, unlabelled=0), out=str(tmp_path / "run"), recipe="supervised",
@@ -433,21 +423,6 @@ def test_coefficients_of_uc_seg_are_lists_too():
     assert (config.fused_widths, config.symmetric) == ([8, 4], False)
 
 
-def test_pseudo_labels_keep_one_piece_of_classes_that_are_one():
-    plan = replace(small_plan(values=(0, 3, 7)), one_piece=(2,))
-
-    def components(**options):
-        return build_recipe(TrainOptions("DATA", **options), plan).config.components
-
-    assert components() == components(recipe="uc_seg") == (2,)
-    assert components(coefficients=["components=false"]) is False
-    assert components(coefficients=["components=[1]"]) == [1]
-    assert components(preset="copy_paste") is True
-    assert components(preset="late") is False
-    with pytest.raises(ValueError, match=r"components has \[3\]"):
-        components(coefficients=["components=[3]"])
-
-
 def test_an_encoder_of_timm_ends_as_one_voxel_earlier_than_the_plan_says():
     nets = ["timm_unet:resnet18"]
     assert norm_of(TrainOptions("DATA", nets=nets), small_plan(2, patch=32)) == "group"
@@ -468,34 +443,3 @@ def test_methods_are_compared_by_the_means_of_their_seeds(tmp_path):
     assert compared(runs).startswith("new minus base: Dice +15.00 points, 95 % interval +10.00 to +20.00")
     assert "2 cases, means over 2 and 2 runs" in compared(runs)
     assert compared(runs[:2]) == ""
-
-
-def test_one_case_has_no_interval(tmp_path):
-    for name, value in (("base", 0.5), ("new", 0.75)):
-        (tmp_path / name).mkdir()
-        score = CaseScore("a", 1, "ok", 1, 1, value, *[value] * 7, unit="mm")
-        (tmp_path / name / "cases.csv").write_text(cases_csv([score]))
-        (tmp_path / name / "metrics.csv").write_text("step,seconds\n0,1\n")
-    runs = [ReportRun(name, tmp_path / name) for name in ("base", "new")]
-    assert compared(runs) == "new minus base: Dice +25.00 points, one case"
-    page = str(results_section(runs, ["dice", "hd95"]))
-    assert "against base, one case" in page
-    assert "±" not in page.replace("Mean ± standard deviation over cases", "")
-
-
-def test_the_benchmark_gives_each_run_its_own_preset(tmp_path):
-    script = Path(__file__).parents[2] / "benchmarks" / "own_data.py"
-    words = [plain(tmp_path / "data", labelled=5, unlabelled=2), "--out", tmp_path / "out", "--test", 2, "--steps", 2]
-    words += ["--nets", "unet", "vnet", "--seeds", 0, "--recipes", "supervised", "dual_uncertainty", "--beside", 2]
-    command = [sys.executable, str(script), *map(str, words), "--keep", str(tmp_path / "kept")]
-    subprocess.run([*command, "--preset", "dual_uncertainty=copy_paste"], check=True, capture_output=True, timeout=300)
-    record = json.loads((tmp_path / "out" / "dual_uncertainty_seed0" / "protocol.json").read_text())
-    assert record["preset"] == "copy_paste"
-    assert (tmp_path / "out" / "report.html").is_file()
-    kept = [
-        read_cases_csv(tmp_path / "kept" / f"{name}_seed0" / "cases.csv") for name in ("supervised", "dual_uncertainty")
-    ]
-    assert [score.case for score in kept[0]] == [score.case for score in kept[1]]
-    assert len(kept[0]) == 2
-    refused = subprocess.run([*command, "--preset", "uc_seg=ours"], capture_output=True, text=True, timeout=300)
-    assert "--preset has one of uc_seg, which --recipes does not name" in refused.stderr

@@ -249,7 +249,7 @@ def test_a_step_learns_from_pseudo_labels_without_islands(monkeypatch):
     for components in (True, False, (1,), ()):
         DualUncertainty(small_nets(), preset="averaged", components=components)(small_batch(3), 1.0)
     assert calls == [[*range(1, classes)], [1]]
-    with pytest.raises(ValueError, match=rf"components has \[{classes}\]; expected true, false, or classes from 1"):
+    with pytest.raises(ValueError, match=rf"components is \[{classes}\]; expected true, false, or a list"):
         DualUncertainty(small_nets(), preset="averaged", components=[classes])
     with pytest.raises(ValueError, match="components is True with teacher 'peer'"):
         DualUncertainty(small_nets(), components=True)

@@ -274,7 +274,7 @@ def test_more_runs_than_colours_share_one_a_method(tmp_path, two):
     for method, colour in (("base", 0), ("new", 1), ("other", 2)):
         for seed in range(3):
             assert f'<i class="swatch c{colour}"></i><b>{method}_seed{seed}</b>' in page
-    with pytest.raises(ValueError, match=r"runs are of 7 methods, row0, row1, .*; expected at most 6"):
+    with pytest.raises(ValueError, match=r"runs are of 7 methods, row0, row1, .*; expected at most 6 methods"):
         written(tmp_path, [ReportRun(f"row{index}", first.folder) for index in range(7)])
 
 

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Choices of a training on data of one's own: coefficients, pieces of classes, presets; and reports of one case."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from data.folders import plain
+from engine.own_runs import small_plan
+
+from ssmis.engine.train import train
+from ssmis.engine.trained import build_recipe
+from ssmis.metrics import CaseScore, read_cases_csv
+from ssmis.metrics.cases import cases_csv
+from ssmis.options import TrainOptions
+from ssmis.report._results import results_section
+from ssmis.report.folders import compared
+from ssmis.report.runs import ReportRun
+
+pytest.importorskip("nibabel")
+SMALL = {
+    "recipe": "supervised", "nets": ["unet"], "width": 2, "progress": False, "device": "cpu", "precision": "fp32",
+    "steps": 2, "patch": [8, 8, 8], "batch": 1,
+}  # fmt: skip
+
+
+def test_a_resume_takes_coefficients_in_any_order_and_spelling(tmp_path):
+    data, out = plain(tmp_path / "data", labelled=3, unlabelled=2), str(tmp_path / "run")
+    few = SMALL | {"recipe": "dual_uncertainty", "nets": ["unet", "vnet"], "test": "0"}
+    train(data, out=out, coefficients=["keep_fraction=0.5", "contrast_weight=0.20"], **few)
+    train(data, out=out, coefficients=["contrast_weight=0.2", "keep_fraction=5e-1"], resume=True, **few)
+    with pytest.raises(ValueError, match="other options: coefficients was"):
+        train(data, out=out, coefficients=["keep_fraction=0.4", "contrast_weight=0.2"], resume=True, **few)
+
+
+def test_pseudo_labels_keep_one_piece_of_classes_that_are_one():
+    plan = replace(small_plan(values=(0, 3, 7)), one_piece=(2,))
+
+    def components(**options):
+        return build_recipe(TrainOptions("DATA", **options), plan).config.components
+
+    assert components() == components(preset="copy_paste") == components(recipe="uc_seg") == (2,)
+    assert components(coefficients=["components=false"]) is False
+    assert components(coefficients=["components=true"]) is True
+    assert components(coefficients=["components=[1]"]) == [1]
+    assert components(preset="late") is False
+    plan = replace(plan, one_piece=None)  # of before
+    assert components() is True
+    for wrong in ("[3]", "True", "1", "null"):
+        with pytest.raises(ValueError, match=r"components is .*; expected true, false, or a list of classes from 1"):
+            components(coefficients=[f"components={wrong}"])
+
+
+def test_training_tells_what_pseudo_labels_keep(tmp_path):
+    told = []
+    few = SMALL | {"recipe": "dual_uncertainty", "nets": ["unet", "vnet"], "test": "0", "steps": 1}
+    train(plain(tmp_path / "data", labelled=2, unlabelled=2, values=7), told.append, out=str(tmp_path / "run"), **few)
+    assert "method: dual_uncertainty, preset copy_paste" in told
+    assert "pseudo-labels keep only the largest piece of: 7 label 7" in told
+
+
+def test_one_case_has_no_interval(tmp_path):
+    for name, value in (("base", 0.5), ("new", 0.75)):
+        (tmp_path / name).mkdir()
+        score = CaseScore("a", 1, "ok", 1, 1, value, *[value] * 7, unit="mm")
+        (tmp_path / name / "cases.csv").write_text(cases_csv([score]))
+        (tmp_path / name / "metrics.csv").write_text("step,seconds\n0,1\n")
+    runs = [ReportRun(name, tmp_path / name) for name in ("base", "new")]
+    assert compared(runs) == "new minus base: Dice +25.00 points, one case"
+    page = str(results_section(runs, ["dice", "hd95"]))
+    assert "against base, one case" in page
+    assert "±" not in page.replace("Mean ± standard deviation over cases", "")
+
+
+def test_the_benchmark_gives_each_run_its_own_preset(tmp_path):
+    script = Path(__file__).parents[2] / "benchmarks" / "own_data.py"
+    words = [plain(tmp_path / "data", labelled=5, unlabelled=2), "--out", tmp_path / "out", "--test", 2, "--steps", 2]
+    words += ["--nets", "unet", "vnet", "--seeds", 0, "--recipes", "supervised", "dual_uncertainty", "--beside", 2]
+    command = [sys.executable, str(script), *map(str, words), "--keep", str(tmp_path / "kept")]
+    subprocess.run([*command, "--preset", "dual_uncertainty=copy_paste"], check=True, capture_output=True, timeout=300)
+    record = json.loads((tmp_path / "out" / "dual_uncertainty_seed0" / "protocol.json").read_text())
+    assert record["preset"] == "copy_paste"
+    assert (tmp_path / "out" / "report.html").is_file()
+    kept = [
+        read_cases_csv(tmp_path / "kept" / f"{name}_seed0" / "cases.csv") for name in ("supervised", "dual_uncertainty")
+    ]
+    assert [score.case for score in kept[0]] == [score.case for score in kept[1]]
+    assert len(kept[0]) == 2
+    refused = subprocess.run([*command, "--preset", "uc_seg=ours"], capture_output=True, text=True, timeout=300)
+    assert "--preset has one of uc_seg, which --recipes does not name" in refused.stderr
