@@ -32,8 +32,8 @@ class TrainOptions:
         data: folder, or a CSV / JSON table.
         out: run folder; default: runs/NAME/RECIPE_seedSEED.
         recipe: method, see `ssmis list`.
-        preset: of the recipe; default: "copy_paste" of dual_uncertainty, else the recipe's own. One that keeps the largest
-            component of pseudo-labels does so for classes that are one piece in the labels.
+        preset: of the recipe; default: "copy_paste" of dual_uncertainty, else the recipe's own. Where it keeps the
+            largest component of pseudo-labels, it does so for classes that are one piece in the labels.
         coefficients: of the recipe, NAME=VALUE, in place of the preset's: contrast_weight=0.2 bank=ema.
         nets: names of nets, see `ssmis list`, each perhaps with an encoder (timm_unet:resnet18); default: two different
             ones, or one where the recipe takes one.

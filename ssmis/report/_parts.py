@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the sections of a report share: tables, figures, and how numbers and metrics are written."""
 
-import re
 from collections.abc import Sequence
 from math import isnan
 
@@ -10,6 +9,7 @@ import numpy as np
 from ssmis.metrics import CaseScore
 from ssmis.report._cuts import METHOD_COLOURS
 from ssmis.report._markup import Markup, element
+from ssmis.report._methods import method_of
 from ssmis.report.curves import Series, chart
 from ssmis.report.runs import ReportRun
 
@@ -39,11 +39,6 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, class_: str) -
 def figure(title: str, about: str, series: Sequence[Series], *, top: float | None = None, log: bool = False) -> Markup:
     caption = element("figcaption", element("b", title), element("span", f" {about}" if about else "", class_="muted"))
     return element("figure", caption, chart(series, label=f"{title} {about}".strip(), top=top, log=log))
-
-
-def method_of(run: ReportRun) -> str:
-    """Name of a run without `_seedN`; of the folder, where the run is `seedN` in it."""
-    return re.sub(r"_?seed_?\d+", "", run.name).rstrip("/") or "seeds"
 
 
 def coloured(runs: Sequence[ReportRun]) -> list[tuple[int, ReportRun]]:

@@ -7,6 +7,7 @@ import numpy as np
 
 from ssmis.metrics import Summary, compare_runs, summarise
 from ssmis.report._markup import Markup, element
+from ssmis.report._methods import difference, methods_of, seed_means
 from ssmis.report._parts import (
     SHARES,
     case_means,
@@ -41,7 +42,7 @@ def results_section(runs: Sequence[ReportRun], metrics: Sequence[str]) -> Markup
     if not labels:
         heads, rows = ["run", *heads[-2:]], [[row[0], *row[-2:]] for row in rows]
     scored = [(index, run) for index, run in coloured(runs) if run.scores]
-    parts: list[str] = [table(heads, rows, class_="cards numbers")]
+    parts: list[str] = [_methods(scored, metrics), table(heads, rows, class_="cards numbers")]
     if scored:
         note = "Mean ± standard deviation over cases; below it the bootstrap 95 % interval of the mean. A missed case "
         note += "counts with Dice 0 and the image diagonal as distance."
@@ -52,6 +53,32 @@ def results_section(runs: Sequence[ReportRun], metrics: Sequence[str]) -> Markup
         parts.append(element("div", *(_by_case(runs, scored, metric) for metric in drawn), class_="grid"))
         parts.append(_all_scores(scored, metrics[0]))
     return section("Results", *parts)
+
+
+def _methods(scored: Sequence[tuple[int, ReportRun]], metrics: Sequence[str]) -> Markup:
+    """Means and spread over the seeds of each method, and its difference to the first; nothing without seeds."""
+    methods = methods_of([run for _, run in scored])
+    if len(methods) == len(scored):
+        return Markup()
+    rows = []
+    for name, runs in methods.items():
+        cells: list[str] = [element("b", name), str(len(runs))]
+        for metric in metrics:
+            factor = 100 if metric in SHARES else 1
+            means = [factor * mean for mean in seed_means(runs, metric)]
+            spread = f" ± {number(float(np.std(means, ddof=1)), 2)}" if len(means) > 1 else ""
+            cells.append(element("span", element("b", number(float(np.mean(means)), 2)), spread, class_="value"))
+        rows.append(cells)
+    heads = ["method", "seeds", *(metric_head([run for _, run in scored], metric) for metric in metrics)]
+    (first, base), *others = methods.items()
+    told = [(name, difference(base, own)) for name, own in others]
+    lines = [element("li", element("b", name), f" against {first}: {words}") for name, words in told if words]
+    note = element("p", "Mean ± standard deviation over seeds of the means over cases; each run below.", class_="muted")
+    return Markup(
+        table(heads, rows, class_="cards numbers")
+        + note
+        + (element("ul", *lines, class_="plain") if lines else Markup())
+    )
 
 
 def _largest(scored: Sequence[tuple[int, ReportRun]], metrics: Sequence[str]) -> Markup:

@@ -10,9 +10,8 @@ import numpy as np
 from ssmis.data import Case, DataError, Plan, find_dataset
 from ssmis.data.scans import case_scan, read_labels
 from ssmis.data.texts import read_json
-from ssmis.metrics import paired_difference, summarise
 from ssmis.options import ReportOptions
-from ssmis.report._parts import method_of
+from ssmis.report._methods import difference, methods_of, seed_means
 from ssmis.report.html import write_report
 from ssmis.report.runs import CaseView, ReportRun, pick_cases
 from ssmis.report.tables import format_table
@@ -60,10 +59,10 @@ def seeds_table(runs: Sequence[ReportRun]) -> str:
         DataError: a run without scores.
     """
     rows = []
-    for method, own in _methods(runs).items():
+    for method, own in methods_of(runs).items():
         cells: list[Any] = [method, len(own)]
         for metric, factor in (("dice", 100), ("hd95", 1)):
-            means = [factor * summarise(run.scores, metric=metric, resamples=1).mean for run in own]
+            means = [factor * mean for mean in seed_means(own, metric)]
             spread = f"{np.std(means, ddof=1):.2f}" if len(means) > 1 else "-"
             cells += [f"{np.mean(means):.2f}", spread]
         rows.append(cells)
@@ -71,42 +70,11 @@ def seeds_table(runs: Sequence[ReportRun]) -> str:
 
 
 def compared(runs: Sequence[ReportRun]) -> str:
-    """The last method against the first, paired by case; empty if there is one method, or no case that both scored.
-
-    The Dice of a case is its mean over the seeds that scored it, so that a case counts once however many seeds there
-    are; seeds may hold different cases out.
-    """
-    methods = _methods(runs)
+    """The last method against the first, paired by case; empty if there is one method, or no case that both scored."""
+    methods = methods_of(runs)
     (first, base), (last, own) = next(iter(methods.items())), next(reversed(methods.items()))
-    theirs, ours = (_mean_dice(group) for group in (base, own))
-    cases = [case for case in ours if case in theirs]
-    if len(methods) < 2 or not cases:
-        return ""
-    pair = paired_difference([ours[case] for case in cases], [theirs[case] for case in cases])
-    seeds = f", means over {len(own)} and {len(base)} runs" if max(len(own), len(base)) > 1 else ""
-    if pair.n == 1:
-        return f"{last} minus {first}: Dice {100 * pair.mean:+.2f} points, one case{seeds}"
-    return (
-        f"{last} minus {first}: Dice {100 * pair.mean:+.2f} points, 95 % interval {100 * pair.low:+.2f} to "
-        f"{100 * pair.high:+.2f}, p = {pair.p_value:.3g} (sign flips, {pair.n} cases{seeds})"
-    )
-
-
-def _methods(runs: Sequence[ReportRun]) -> dict[str, list[ReportRun]]:
-    """Name without `_seedN` -> its runs."""
-    methods: dict[str, list[ReportRun]] = {}
-    for run in runs:
-        methods.setdefault(method_of(run), []).append(run)
-    return methods
-
-
-def _mean_dice(runs: Sequence[ReportRun]) -> dict[str, float]:
-    values: dict[str, list[float]] = {}
-    for run in runs:
-        for score in run.scores:
-            if score.status != "na":
-                values.setdefault(score.case, []).append(score.dice)
-    return {case: float(np.mean(own)) for case, own in values.items()}
+    found = difference(base, own) if len(methods) > 1 else ""
+    return f"{last} minus {first}: {found}" if found else ""
 
 
 def _folders(runs: Sequence[str]) -> list[Path]:

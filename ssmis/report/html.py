@@ -8,7 +8,8 @@ from typing import Any
 
 from ssmis.report._cuts import METHOD_COLOURS
 from ssmis.report._markup import Markup, element
-from ssmis.report._parts import SHARES, case_means, coloured, method_of, metric_name, number, section, swatch, table
+from ssmis.report._methods import methods_of
+from ssmis.report._parts import SHARES, case_means, coloured, metric_name, number, section, swatch, table
 from ssmis.report._results import results_section
 from ssmis.report._training import training_section
 from ssmis.report.curves import reliability_chart
@@ -50,7 +51,7 @@ def write_report(
     most = len(METHOD_COLOURS)
     if not runs or len(set(names)) < len(names):
         raise ValueError(f"runs are {names}; expected at least one, of different names")
-    if len(methods := dict.fromkeys(map(method_of, runs))) > most and len(runs) > most:
+    if len(methods := methods_of(runs)) > most and len(runs) > most:
         told = f"at most {most} methods, whose runs have names that differ in _seedN alone"
         raise ValueError(f"runs are of {len(methods)} methods, {', '.join(methods)}; expected {told}")
     for view in views:

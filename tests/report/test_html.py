@@ -274,6 +274,12 @@ def test_more_runs_than_colours_share_one_a_method(tmp_path, two):
     for method, colour in (("base", 0), ("new", 1), ("other", 2)):
         for seed in range(3):
             assert f'<i class="swatch c{colour}"></i><b>{method}_seed{seed}</b>' in page
+    means = [100 * np.mean([score.dice for score in run.scores if score.status != "na"]) for run in (first, second)]
+    for method, mean in (("base", means[0]), ("new", means[1])):
+        assert re.search(
+            rf"<b>{method}</b></th><td[^>]*>3</td><td[^>]*><span class=\"value\"><b>{mean:.2f}</b> ± 0.00", page
+        )
+    assert f"<b>new</b> against base: Dice {means[1] - means[0]:+.2f} points, 95 % interval" in page
     with pytest.raises(ValueError, match=r"runs are of 7 methods, row0, row1, .*; expected at most 6 methods"):
         written(tmp_path, [ReportRun(f"row{index}", first.folder) for index in range(7)])
 

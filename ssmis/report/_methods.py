@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs that differ in their seed alone are one method: their means, and two methods paired by case."""
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from ssmis.metrics import paired_difference, summarise
+from ssmis.report.runs import ReportRun
+
+
+def method_of(run: ReportRun) -> str:
+    """Name of a run without `_seedN`; of the folder, where the run is `seedN` in it."""
+    return re.sub(r"_?seed_?\d+", "", run.name).rstrip("/") or "seeds"
+
+
+def methods_of(runs: Sequence[ReportRun]) -> dict[str, list[ReportRun]]:
+    """Method -> its runs, in the order of the runs."""
+    methods: dict[str, list[ReportRun]] = {}
+    for run in runs:
+        methods.setdefault(method_of(run), []).append(run)
+    return methods
+
+
+def seed_means(runs: Sequence[ReportRun], metric: str) -> list[float]:
+    """The mean over the cases of each run."""
+    return [summarise(run.scores, metric=metric, resamples=1).mean for run in runs]
+
+
+def difference(base: Sequence[ReportRun], own: Sequence[ReportRun]) -> str:
+    """Dice of a method minus that of a baseline, paired by case; empty if no case was scored by both.
+
+    The Dice of a case is its mean over the seeds that scored it, so that a case counts once however many seeds there
+    are; seeds may hold different cases out.
+    """
+    theirs, ours = _mean_dice(base), _mean_dice(own)
+    cases = [case for case in ours if case in theirs]
+    if not cases:
+        return ""
+    pair = paired_difference([ours[case] for case in cases], [theirs[case] for case in cases])
+    seeds = f", means over {len(own)} and {len(base)} runs" if max(len(own), len(base)) > 1 else ""
+    if pair.n == 1:
+        return f"Dice {100 * pair.mean:+.2f} points, one case{seeds}"
+    return (
+        f"Dice {100 * pair.mean:+.2f} points, 95 % interval {100 * pair.low:+.2f} to {100 * pair.high:+.2f}, "
+        f"p = {pair.p_value:.3g} (sign flips, {pair.n} cases{seeds})"
+    )
+
+
+def _mean_dice(runs: Sequence[ReportRun]) -> dict[str, float]:
+    values: dict[str, list[float]] = {}
+    for run in runs:
+        for score in run.scores:
+            if score.status != "na":
+                values.setdefault(score.case, []).append(score.dice)
+    return {case: float(np.mean(own)) for case, own in values.items()}
