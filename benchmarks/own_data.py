@@ -47,12 +47,10 @@ def main() -> None:
     todo = [run for run in runs if not (run[0] / "cases.csv").is_file()]
     if args.beside > 1:
         one = [sys.executable, __file__, *sys.argv[1:], "--only_run", "--beside", "1"]
-        presets = {
-            recipe: [f"{of}={preset}" for of, preset in args.preset.items() if of == recipe] for _, recipe, _ in todo
-        }
-        commands = [
-            [*one, "--recipes", recipe, "--seeds", str(seed), "--preset", *presets[recipe]] for _, recipe, seed in todo
-        ]
+        commands = []
+        for _, recipe, seed in todo:
+            preset = [f"{recipe}={args.preset[recipe]}"] if recipe in args.preset else []
+            commands.append([*one, "--recipes", recipe, "--seeds", str(seed), "--preset", *preset])
         if status := run_beside(commands, at_once=args.beside):
             sys.exit(status)
         todo = []
@@ -64,10 +62,10 @@ def main() -> None:
         evaluate_run(folder, print, progress=not args.only_run)
     if not args.only_run:
         report_runs([run[0] for run in runs], print, out=str(out / "report.html"), title=args.data.name)
-    for folder, name in product([run[0] for run in runs] if args.keep else [], ("cases.csv", "cases_largest.csv")):
-        if (folder / name).is_file():
-            (args.keep / folder.name).mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(folder / name, args.keep / folder.name / name)
+    for folder, _, _ in runs if args.keep else ():
+        (args.keep / folder.name).mkdir(parents=True, exist_ok=True)
+        for scores in folder.glob("cases*.csv"):
+            shutil.copyfile(scores, args.keep / folder.name / scores.name)
 
 
 def _choices(args: argparse.Namespace, recipe: str) -> dict[str, Any]:

@@ -126,11 +126,10 @@ def _check_options(chosen: TrainOptions, stored: Path) -> None:
         raise
     except ValueError as error:
         raise DataError(f"{stored}: {error}") from error
-    same = spelled(chosen.coefficients) == spelled(old["coefficients"])
-    may_change = {*_MAY_CHANGE, *(["coefficients"] if same else [])}
-    changed = [name for name, value in asdict(chosen).items() if value != old[name] and name not in may_change]
+    new, old = ({**own, "coefficients": spelled(own["coefficients"])} for own in (asdict(chosen), old))
+    changed = [name for name, value in new.items() if value != old[name] and name not in _MAY_CHANGE]
     if changed:
-        told = ", ".join(f"{name} was {old[name]} and is {getattr(chosen, name)}" for name in changed)
+        told = ", ".join(f"{name} was {old[name]} and is {new[name]}" for name in changed)
         again = f"ssmis train --config {stored.with_name('config.yaml')} --resume"
         raise ValueError(f"{stored.parent} was begun with other options: {told}; continue with {again}")
 

@@ -216,7 +216,11 @@ def read_coefficients(words: Sequence[str] | None) -> dict[str, Any]:
 
 
 def spelled(words: Sequence[str] | None) -> list[str] | None:
-    """NAME=VALUE words in one order and spelling, so that equal coefficients are equal words."""
+    """NAME=VALUE words in one order and spelling, so that equal coefficients are equal words.
+
+    Raises:
+        ValueError: see `read_coefficients`.
+    """
     if words is None:
         return None
     return sorted(f"{name}={_spelled(value)}" for name, value in read_coefficients(words).items())

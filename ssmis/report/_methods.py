@@ -3,6 +3,7 @@
 
 import re
 from collections.abc import Sequence
+from math import nan
 
 import numpy as np
 
@@ -23,9 +24,13 @@ def methods_of(runs: Sequence[ReportRun]) -> dict[str, list[ReportRun]]:
     return methods
 
 
-def seed_means(runs: Sequence[ReportRun], metric: str) -> list[float]:
-    """The mean over the cases of each run."""
-    return [summarise(run.scores, metric=metric, resamples=1).mean for run in runs]
+def over_seeds(runs: Sequence[ReportRun], metric: str) -> tuple[float, float]:
+    """Mean over runs of the mean over cases, and its standard deviation (n - 1), nan for one run; 0 to 1, or mm.
+
+    `summarise_seeds` has an interval too, and needs the same cases in all runs; here each seed may hold out its own.
+    """
+    means = [summarise(run.scores, metric=metric, resamples=1).mean for run in runs]
+    return float(np.mean(means)), float(np.std(means, ddof=1)) if len(means) > 1 else nan
 
 
 def difference(base: Sequence[ReportRun], own: Sequence[ReportRun]) -> str:

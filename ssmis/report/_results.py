@@ -7,7 +7,7 @@ import numpy as np
 
 from ssmis.metrics import Summary, compare_runs, summarise
 from ssmis.report._markup import Markup, element
-from ssmis.report._methods import difference, methods_of, seed_means
+from ssmis.report._methods import difference, methods_of, over_seeds
 from ssmis.report._parts import (
     SHARES,
     case_means,
@@ -65,9 +65,9 @@ def _methods(scored: Sequence[tuple[int, ReportRun]], metrics: Sequence[str]) ->
         cells: list[str] = [element("b", name), str(len(runs))]
         for metric in metrics:
             factor = 100 if metric in SHARES else 1
-            means = [factor * mean for mean in seed_means(runs, metric)]
-            spread = f" ± {number(float(np.std(means, ddof=1)), 2)}" if len(means) > 1 else ""
-            cells.append(element("span", element("b", number(float(np.mean(means)), 2)), spread, class_="value"))
+            mean, sd = over_seeds(runs, metric)
+            spread = f" ± {number(factor * sd, 2)}" if len(runs) > 1 else ""
+            cells.append(element("span", element("b", number(factor * mean, 2)), spread, class_="value"))
         rows.append(cells)
     heads = ["method", "seeds", *(metric_head([run for _, run in scored], metric) for metric in metrics)]
     (first, base), *others = methods.items()

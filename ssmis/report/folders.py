@@ -11,7 +11,7 @@ from ssmis.data import Case, DataError, Plan, find_dataset
 from ssmis.data.scans import case_scan, read_labels
 from ssmis.data.texts import read_json
 from ssmis.options import ReportOptions
-from ssmis.report._methods import difference, methods_of, seed_means
+from ssmis.report._methods import difference, methods_of, over_seeds
 from ssmis.report.html import write_report
 from ssmis.report.runs import CaseView, ReportRun, pick_cases
 from ssmis.report.tables import format_table
@@ -62,9 +62,8 @@ def seeds_table(runs: Sequence[ReportRun]) -> str:
     for method, own in methods_of(runs).items():
         cells: list[Any] = [method, len(own)]
         for metric, factor in (("dice", 100), ("hd95", 1)):
-            means = [factor * mean for mean in seed_means(own, metric)]
-            spread = f"{np.std(means, ddof=1):.2f}" if len(means) > 1 else "-"
-            cells += [f"{np.mean(means):.2f}", spread]
+            mean, sd = over_seeds(own, metric)
+            cells += [f"{factor * mean:.2f}", f"{factor * sd:.2f}" if len(own) > 1 else "-"]
         rows.append(cells)
     return format_table(["method", "seeds", "Dice %", "sd", "HD95 mm", "sd"], rows)
 
