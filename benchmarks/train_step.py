@@ -24,7 +24,8 @@ VARIANTS: dict[str, tuple[dict, list[str]]] = {
     "float32, contiguous": ({"precision": "fp32", "memory_format": "contiguous"}, []),
     "freed memory given back": ({}, ["freed_memory_kept"]),
     "first layers by torch": ({}, ["_unrolls"]),
-    "both": ({}, ["freed_memory_kept", "_unrolls"]),
+    "odd channels by torch": ({}, ["_copies_pay"]),
+    "all three": ({}, ["freed_memory_kept", "_unrolls", "_copies_pay"]),
     "as it is": ({}, []),
 }
 KINDS = {  # of operators, by a part of their names; the first that fits
@@ -60,6 +61,8 @@ def measure(
         module.freed_memory_kept = lambda when: contextlib.nullcontext()
     if "_unrolls" in off:
         Conv3d._unrolls = lambda self: False
+    if "_copies_pay" in off:
+        Conv3d._copies_pay = lambda self: False
     generator = torch.Generator().manual_seed(0)
 
     def batch(step: int) -> Batch:

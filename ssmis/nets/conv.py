@@ -11,6 +11,9 @@ weight gradient of `Conv2d(4, 4, 1, stride=2)` in the layout channels-last write
 Images of one channel are slow in bfloat16, whose instructions multiply many channels at once: a 7^3 stem of eight maps
 takes a sixth of a training step. Their kernels are unrolled along the last axis, whose shifts become channels, where
 the CPU has such instructions; kernels of three voxels only where it has AMX, since without it they gain nothing.
+
+Where the CPU has AVX512-BF16 and no AMX, bfloat16 weight gradients of contiguous maps whose channels are no multiple
+of 16 are a product of matrices in oneDNN, several times as slow. Such layers work on copies in channels-last.
 """
 
 from functools import cache
@@ -40,7 +43,15 @@ class _Careful(nn.modules.conv._ConvNd):
             return output.to(weight.dtype)
         if input.ndim == weight.ndim and input.shape[1] == 1 and self._unrolls():
             return _unrolled(input, weight, bias)
+        if input.ndim == weight.ndim and self._copies_pay() and input.is_contiguous():
+            layout = torch.channels_last if input.ndim == 4 else torch.channels_last_3d
+            return cast(Tensor, forward(input.contiguous(memory_format=layout), weight, bias).contiguous())
         return forward(input, weight, bias)
+
+    def _copies_pay(self) -> bool:
+        """Whether a contiguous map is worth copying into channels-last and back."""
+        odd = self.in_channels % 16 or self.out_channels % 16
+        return bool(odd) and self.in_channels > 1 and set(self.stride) == {1} and self.groups == 1 and _no_tiles()
 
     def _unrolls(self) -> bool:
         """Whether one channel comes in, and the last axis has a kernel with same padding by zeros."""
@@ -56,6 +67,12 @@ def _least_unrolled() -> float:
     if _cpu_has("_is_amx_tile_supported"):
         return 3
     return 5 if _cpu_has("_is_avx512_bf16_supported") else inf
+
+
+@cache
+def _no_tiles() -> bool:
+    """Whether this CPU multiplies bfloat16 with AVX-512 and without the tiles of AMX."""
+    return _cpu_has("_is_avx512_bf16_supported") and not _cpu_has("_is_amx_tile_supported")
 
 
 def _cpu_has(probe: str) -> bool:

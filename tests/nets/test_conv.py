@@ -112,6 +112,56 @@ def test_kernels_are_unrolled_where_the_cpu_gains_from_it(amx, bf16, kernels, mo
     ssmis.nets.conv._least_unrolled.cache_clear()
 
 
+@pytest.mark.parametrize(("kind", "size"), [(Conv2d, (9, 8)), (Conv3d, (9, 8, 10))])
+@pytest.mark.parametrize(("channels", "kernel"), [((8, 8), 3), ((16, 2), 1), ((3, 16), 5)])
+def test_odd_channels_work_on_copies_in_channels_last(kind, size, channels, kernel, monkeypatch):
+    """The same contiguous maps, and the same gradients, but for the rounding of bfloat16."""
+    torch.manual_seed(0)
+    layer = kind(*channels, kernel, padding=kernel // 2)
+    layer.weight.data = layer.weight.data.bfloat16().float()
+    images = torch.randn(2, channels[0], *size).bfloat16().float().requires_grad_()
+    upstream = torch.randn(2, channels[1], *size).bfloat16()
+    layouts = []
+    layer.register_forward_hook(lambda module, given, output: layouts.append(output.is_contiguous()))
+
+    def found():
+        with torch.autocast("cpu", torch.bfloat16):
+            output = layer(images)
+        return output, *torch.autograd.grad(output, (images, *layer.parameters()), upstream)
+
+    exact = layer(images)
+    wanted = exact, *torch.autograd.grad(exact, (images, *layer.parameters()), upstream.float())
+    monkeypatch.setattr(ssmis.nets.conv, "_no_tiles", lambda: True)  # whatever the CPU
+    assert layer._copies_pay()
+    copied = found()
+    monkeypatch.setattr(ssmis.nets.conv, "_no_tiles", lambda: False)
+    assert not layer._copies_pay()
+    for ours, torchs, true in zip(copied, found(), wanted, strict=True):
+        assert ours.dtype == torchs.dtype
+        assert (ours.float() - true).norm() <= 1.2 * (torchs.float() - true).norm() + 1e-3 * true.norm()
+    assert all(layouts)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "copied"),
+    [
+        ((8, 8, 3), True),
+        ((16, 8, 1), True),
+        ((16, 32, 3), False),
+        ((1, 8, 3), False),
+        ((8, 8, 3, 2), False),
+        ((8, 8, 3, 1, 1, 1, 8), False),
+    ],
+)
+@pytest.mark.parametrize(("amx", "bf16"), [(True, True), (False, True), (False, False)])
+def test_copies_are_made_where_they_pay(arguments, copied, amx, bf16, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16, raising=False)
+    ssmis.nets.conv._no_tiles.cache_clear()
+    assert Conv3d(*arguments)._copies_pay() == (copied and bf16 and not amx)
+    ssmis.nets.conv._no_tiles.cache_clear()
+
+
 @pytest.mark.parametrize("shape", [(1, 9, 9, 9), (9, 9, 9), (2, 3, 9, 9, 9)])
 def test_input_of_other_shapes_is_treated_as_torch_does(shape):
     """Without a batch, or with channels that do not fit."""
