@@ -61,7 +61,7 @@ class Run:
         self.precision = pick_precision(config.precision, self.device)
         self.memory_format = torch.contiguous_format
         if config.memory_format == "auto":
-            self.memory_format = memory_format_for(recipe, self.device)
+            self.memory_format = memory_format_for(recipe)
         apply_memory_format(recipe.to(self.device), self.memory_format)
         world.copy_from_main_(recipe.state_dict().values())
         self.model: nn.Module = recipe

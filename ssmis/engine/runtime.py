@@ -97,20 +97,16 @@ def cpu_has_fast_bf16() -> bool:
     return any(flags.get(name) for name in names) or any(probe() for probe in probes if probe is not None)
 
 
-def memory_format_for(module: nn.Module, device: torch.device | str = "cpu") -> torch.memory_format:
+def memory_format_for(module: nn.Module) -> torch.memory_format:
     """Return the faster layout for a net: channels last with BatchNorm, contiguous with InstanceNorm or without norm.
 
-    Volumes on a CPU with AVX2 and no AVX-512 are channels last with InstanceNorm, too: oneDNN's weight gradients of
-    contiguous maps are slow there, by more than the copies around the norm cost. Nets that mix 2-D and 3-D convolutions
-    stay contiguous.
+    Nets that mix 2-D and 3-D convolutions stay contiguous.
     """
     layers = list(module.modules())
     has_batch_norm = any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in layers)
     has_instance_norm = any(isinstance(layer, nn.modules.instancenorm._InstanceNorm) for layer in layers)
     dims = {layer.weight.ndim - 2 for layer in layers if isinstance(layer, nn.modules.conv._ConvNd)}
-    avx2 = torch.device(device).type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2"
-    copies_pay = avx2 and dims == {3}
-    if (has_instance_norm and not copies_pay) or not (has_batch_norm or has_instance_norm):
+    if has_instance_norm or not has_batch_norm:
         return torch.contiguous_format
     if dims == {2}:
         return torch.channels_last

@@ -101,7 +101,8 @@ def channel_dropout(dropout: float, *, dims: int) -> nn.Module:
 
 def normalised(layer: nn.Module, channels: int, *, norm: str, dims: int) -> nn.Sequential:
     """`layer` (which gives `channels` channels), norm, ReLU."""
-    return nn.Sequential(layer, norm_layer(norm, channels, dims=dims), nn.ReLU(inplace=True))
+    # torch's instance norm gives a view of its result; the gradient of what is changed in place there makes copies
+    return nn.Sequential(layer, norm_layer(norm, channels, dims=dims), nn.ReLU(inplace=norm != "instance"))
 
 
 def conv_stack(

@@ -12,8 +12,9 @@ Images of one channel are slow in bfloat16, whose instructions multiply many cha
 takes a sixth of a training step. Their kernels are unrolled along the last axis, whose shifts become channels, where
 the CPU has such instructions; kernels of three voxels only where it has AMX, since without it they gain nothing.
 
-Where the CPU has AVX512-BF16 and no AMX, bfloat16 weight gradients of contiguous maps whose channels are no multiple
-of 16 are a product of matrices in oneDNN, several times as slow. Such layers work on copies in channels-last.
+Weight gradients of contiguous maps are a product of matrices in oneDNN, up to five times as slow as its kernels for
+channels-last maps: on CPUs with AVX-512 where channels are no multiple of 16, unless it is bfloat16 and there are the
+tiles of AMX; on CPUs with AVX2 alone in every volume. Training works on copies in channels-last there.
 """
 
 from functools import cache
@@ -35,23 +36,34 @@ class _Careful(nn.modules.conv._ConvNd):
             every: tuple[Any, ...] = (..., *(slice(None, None, step) for step in self.stride))
             own: Any = nn.functional.conv2d if len(self.stride) == 2 else nn.functional.conv3d
             return cast(Tensor, own(input[every], weight, bias, groups=self.groups))
-        if not (input.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")):
-            return forward(input, weight, bias)
-        if any(size < kernel for size, kernel in zip(input.shape[2:], self.kernel_size)):
+        low = input.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
+        if low and any(size < kernel for size, kernel in zip(input.shape[2:], self.kernel_size)):
             with torch.autocast("cpu", enabled=False):
                 output = forward(input.float(), weight.float(), None if bias is None else bias.float())
             return output.to(weight.dtype)
-        if input.ndim == weight.ndim and input.shape[1] == 1 and self._unrolls():
+        if input.ndim != weight.ndim:
+            return forward(input, weight, bias)
+        if low and input.shape[1] == 1 and self._unrolls():
             return _unrolled(input, weight, bias)
-        if input.ndim == weight.ndim and self._copies_pay() and input.is_contiguous():
-            layout = torch.channels_last if input.ndim == 4 else torch.channels_last_3d
-            return cast(Tensor, forward(input.contiguous(memory_format=layout), weight, bias).contiguous())
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return forward(input, weight, bias)  # compilers choose layouts themselves
+        contiguous = input.is_contiguous() and weight.is_contiguous()
+        if contiguous and torch.is_grad_enabled() and weight.requires_grad and self._copies_pay(low):
+            copy = input.contiguous(memory_format=torch.channels_last if input.ndim == 4 else torch.channels_last_3d)
+            if copy.requires_grad:
+                copy.register_hook(Tensor.contiguous)  # so that layers before this one see contiguous gradients
+            return cast(Tensor, forward(copy, weight, bias).contiguous())
         return forward(input, weight, bias)
 
-    def _copies_pay(self) -> bool:
-        """Whether a contiguous map is worth copying into channels-last and back."""
-        odd = self.in_channels % 16 or self.out_channels % 16
-        return bool(odd) and self.in_channels > 1 and set(self.stride) == {1} and self.groups == 1 and _no_tiles()
+    def _copies_pay(self, low: bool) -> bool:
+        """Whether training is faster on copies of contiguous maps in channels-last, in bfloat16 if `low`."""
+        if max(self.kernel_size) == 1 or max(self.stride) > 1 or self.groups > 1 or self.in_channels == 1:
+            return False
+        capability = torch.backends.cpu.get_cpu_capability()
+        if capability == "AVX512":
+            odd = self.in_channels % 16 > 0 or self.out_channels % 16 > 0
+            return odd and not (low and _cpu_has("_is_amx_tile_supported"))
+        return capability == "AVX2" and not low and len(self.kernel_size) == 3
 
     def _unrolls(self) -> bool:
         """Whether one channel comes in, and the last axis has a kernel with same padding by zeros."""
@@ -67,12 +79,6 @@ def _least_unrolled() -> float:
     if _cpu_has("_is_amx_tile_supported"):
         return 3
     return 5 if _cpu_has("_is_avx512_bf16_supported") else inf
-
-
-@cache
-def _no_tiles() -> bool:
-    """Whether this CPU multiplies bfloat16 with AVX-512 and without the tiles of AMX."""
-    return _cpu_has("_is_avx512_bf16_supported") and not _cpu_has("_is_amx_tile_supported")
 
 
 def _cpu_has(probe: str) -> bool:

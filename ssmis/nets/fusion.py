@@ -48,7 +48,7 @@ class FusionHead(nn.Module):
         for index, (before, after) in enumerate(pairwise(channels)):
             layers.append(conv(before, after, 1, dims=dims))
             if activated or index < len(widths):
-                layers += [norm_layer(norm, after, dims=dims), nn.LeakyReLU(0.2, inplace=True)]
+                layers += [norm_layer(norm, after, dims=dims), nn.LeakyReLU(0.2, inplace=norm != "instance")]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, joined: Tensor) -> Tensor:

@@ -90,24 +90,8 @@ def test_autocast_runs_convolutions_in_the_precision(name, dtype):
         ([nn.Linear(1, 2), nn.BatchNorm1d(2)], torch.contiguous_format),
     ],
 )
-def test_memory_format_follows_the_norm(layers, expected, monkeypatch):
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+def test_memory_format_follows_the_norm(layers, expected):
     assert memory_format_for(nn.Sequential(*layers)) == expected
-
-
-@pytest.mark.parametrize(
-    ("device", "capability", "expected"),
-    [
-        ("cpu", "AVX2", torch.channels_last_3d),
-        ("cpu", "AVX512", torch.contiguous_format),
-        ("cuda", "AVX2", torch.contiguous_format),
-    ],
-)
-def test_with_avx2_alone_instance_norm_has_channels_last_too(device, capability, expected, monkeypatch):
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    assert memory_format_for(nn.Sequential(nn.Conv3d(1, 2, 3), nn.InstanceNorm3d(2)), device) == expected
-    assert memory_format_for(nn.Sequential(nn.Conv3d(1, 2, 3)), device) == torch.contiguous_format
-    assert memory_format_for(nn.Sequential(nn.Conv2d(1, 2, 3), nn.InstanceNorm2d(2)), device) == torch.contiguous_format
 
 
 def test_only_convolution_weights_change_their_layout_and_no_value_does():

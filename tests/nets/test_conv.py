@@ -33,7 +33,7 @@ def test_state_and_results_are_those_of_torch():
     ours, theirs = Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 3, padding=1)
     theirs.load_state_dict(ours.state_dict())
     images = torch.randn(1, 3, 6, 6)
-    assert torch.equal(ours(images), theirs(images))
+    assert torch.allclose(ours(images), theirs(images), atol=1e-6)
     assert ours.bfloat16()(images[..., :2, :2].bfloat16()).dtype == torch.bfloat16
 
 
@@ -113,53 +113,73 @@ def test_kernels_are_unrolled_where_the_cpu_gains_from_it(amx, bf16, kernels, mo
 
 
 @pytest.mark.parametrize(("kind", "size"), [(Conv2d, (9, 8)), (Conv3d, (9, 8, 10))])
-@pytest.mark.parametrize(("channels", "kernel"), [((8, 8), 3), ((16, 2), 1), ((3, 16), 5)])
-def test_odd_channels_work_on_copies_in_channels_last(kind, size, channels, kernel, monkeypatch):
-    """The same contiguous maps, and the same gradients, but for the rounding of bfloat16."""
+@pytest.mark.parametrize(("channels", "kernel"), [((8, 8), 3), ((16, 2), 3), ((3, 16), 5)])
+@pytest.mark.parametrize("low", [False, True])
+def test_trainings_on_copies_in_channels_last_are_the_same(kind, size, channels, kernel, low, monkeypatch):
+    """The same contiguous maps, and the same contiguous gradients, but for rounding."""
     torch.manual_seed(0)
     layer = kind(*channels, kernel, padding=kernel // 2)
     layer.weight.data = layer.weight.data.bfloat16().float()
     images = torch.randn(2, channels[0], *size).bfloat16().float().requires_grad_()
     upstream = torch.randn(2, channels[1], *size).bfloat16()
-    layouts = []
-    layer.register_forward_hook(lambda module, given, output: layouts.append(output.is_contiguous()))
+    asked = []
 
-    def found():
-        with torch.autocast("cpu", torch.bfloat16):
+    def found(pays):
+        monkeypatch.setattr(kind, "_copies_pay", lambda self, low: asked.append(low) or pays)
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
             output = layer(images)
-        return output, *torch.autograd.grad(output, (images, *layer.parameters()), upstream)
+        return output, *torch.autograd.grad(output, (images, *layer.parameters()), upstream.to(output.dtype))
 
-    exact = layer(images)
-    wanted = exact, *torch.autograd.grad(exact, (images, *layer.parameters()), upstream.float())
-    monkeypatch.setattr(ssmis.nets.conv, "_no_tiles", lambda: True)  # whatever the CPU
-    assert layer._copies_pay()
-    copied = found()
-    monkeypatch.setattr(ssmis.nets.conv, "_no_tiles", lambda: False)
-    assert not layer._copies_pay()
-    for ours, torchs, true in zip(copied, found(), wanted, strict=True):
+    exact = layer.double()(images.double())
+    wanted = exact, *torch.autograd.grad(exact, (images, *layer.parameters()), upstream.double())
+    layer.float()
+    copied, plain = found(True), found(False)
+    assert asked == [low, low]
+    assert all(one.is_contiguous() for one in copied[:2])
+    for ours, torchs, true in zip(copied, plain, wanted, strict=True):
         assert ours.dtype == torchs.dtype
-        assert (ours.float() - true).norm() <= 1.2 * (torchs.float() - true).norm() + 1e-3 * true.norm()
-    assert all(layouts)
+        rounding = 1e-3 if low else 1e-6
+        assert (ours.double() - true).norm() <= 1.2 * (torchs.double() - true).norm() + rounding * true.norm()
+
+
+def test_copies_are_for_training_on_contiguous_maps_alone(monkeypatch):
+    asked = []
+    monkeypatch.setattr(Conv3d, "_copies_pay", lambda self, low: asked.append(low))
+    layer, images = Conv3d(8, 8, 3, padding=1), torch.rand(1, 8, 6, 6, 6)
+    with torch.no_grad():
+        layer(images)
+    layer(images.contiguous(memory_format=torch.channels_last_3d))
+    layer.requires_grad_(False)(images)
+    layer.requires_grad_(True).to(memory_format=torch.channels_last_3d)(images)
+    assert not asked
+    layer.to(memory_format=torch.contiguous_format)(images)
+    assert asked == [False]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "copied"),
+    ("kind", "arguments", "where"),  # of those of the next test
     [
-        ((8, 8, 3), True),
-        ((16, 8, 1), True),
-        ((16, 32, 3), False),
-        ((1, 8, 3), False),
-        ((8, 8, 3, 2), False),
-        ((8, 8, 3, 1, 1, 1, 8), False),
+        (Conv3d, (8, 8, 3), "abc"),
+        (Conv3d, (16, 8, 3), "abc"),
+        (Conv3d, (16, 32, 3), "c"),
+        (Conv2d, (8, 8, 3), "ab"),
+        (Conv2d, (16, 32, 3), ""),
+        (Conv3d, (1, 8, 3), ""),
+        (Conv3d, (8, 8, 1), ""),
+        (Conv3d, (8, 8, 3, 2), ""),
+        (Conv3d, (8, 8, 3, 1, 1, 1, 8), ""),
     ],
 )
-@pytest.mark.parametrize(("amx", "bf16"), [(True, True), (False, True), (False, False)])
-def test_copies_are_made_where_they_pay(arguments, copied, amx, bf16, monkeypatch):
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16, raising=False)
-    ssmis.nets.conv._no_tiles.cache_clear()
-    assert Conv3d(*arguments)._copies_pay() == (copied and bf16 and not amx)
-    ssmis.nets.conv._no_tiles.cache_clear()
+def test_copies_are_made_where_they_pay(kind, arguments, where, monkeypatch):
+    """In bfloat16 with AVX-512 and no tiles; in float32 with AVX-512; with AVX2 alone."""
+    layer, found = kind(*arguments), ""
+    machines = {"a": ("AVX512", True, False), "b": ("AVX512", False, True), "c": ("AVX2", False, False),
+                "d": ("AVX512", True, True), "e": ("AVX2", True, False), "f": ("DEFAULT", False, False)}  # fmt: skip
+    for name, (capability, low, tiles) in machines.items():
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda capability=capability: capability)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda tiles=tiles: tiles, raising=False)
+        found += name * layer._copies_pay(low)
+    assert found == where
 
 
 @pytest.mark.parametrize("shape", [(1, 9, 9, 9), (9, 9, 9), (2, 3, 9, 9, 9)])
