@@ -45,7 +45,7 @@ class _Careful(nn.modules.conv._ConvNd):
             return forward(input, weight, bias)
         if low and input.shape[1] == 1 and self._unrolls():
             return _unrolled(input, weight, bias)
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
             return forward(input, weight, bias)  # compilers choose layouts themselves
         contiguous = input.is_contiguous() and weight.is_contiguous()
         if contiguous and torch.is_grad_enabled() and weight.requires_grad and self._copies_pay(low):
