@@ -4,17 +4,21 @@
     python benchmarks/la_table.py --data DATA/la --out runs/la_table --steps 2000
     python benchmarks/la_table.py --out runs/la_table --show
     python benchmarks/la_table.py --out runs/la_table --show --keep kept/la_table
+    python benchmarks/la_table.py --data DATA/la --out runs/la_table --steps 2000 --medpy
 
 Protocol la/cpu with its preset, last checkpoint, scored on the validation cases of dev_val.list, or on those of --test;
 both are closed to training.
 
 The same command continues wherever it was interrupted, and a second process with the same command takes the cells that
 the first one has not begun: one thread each (OMP_NUM_THREADS=1) keeps two cores busy. --longer adds a supervised row of
-as many steps, for one that takes as long as the method. Every 100 steps `quality.csv` of a run gets the quality of its
-pseudo-labels on four unlabelled cases, whose labels serve that alone (all_labels has them in training).
+as many steps, for one that takes as long as the method; --rows trains some rows, and the supervised one. --medpy scores
+what is finished once more, under MedPy's convention and into a folder beside --out, whose table it prints. Every 100
+steps `quality.csv` of a run gets the quality of its pseudo-labels on four unlabelled cases, whose labels serve that
+alone (all_labels has them in training).
 """
 
 import argparse
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +31,8 @@ from ssmis.recipes import DualUncertainty, Recipe, Supervised
 from ssmis.report import read_study
 from ssmis.study import run
 
+ROWS = ("supervised", "dual_uncertainty", "supervised_longer", "all_labels")
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -36,8 +42,10 @@ def main() -> None:
     parser.add_argument("--labelled", type=int, default=8)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--longer", type=int, help="steps of a further supervised row")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, help="what this process trains")
     parser.add_argument("--preset", help="of dual_uncertainty; default: the protocol's")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--medpy", action="store_true", help="score what is finished under MedPy's convention, too")
     parser.add_argument("--show", action="store_true", help="print what is there and train nothing")
     parser.add_argument("--keep", type=Path, help="copy the scores of what is finished there")
     parser.add_argument("--out", type=Path, default=Path("runs/la_table"))
@@ -47,6 +55,8 @@ def main() -> None:
             parser.error("--data is missing; expected the folder of the Left Atrium data set")
         if min(args.steps, args.longer or 1) < 1:
             parser.error(f"--steps is {args.steps} and --longer {args.longer}; expected at least 1")
+        if args.medpy:
+            args.out = unscored(args.out)
         train(args)
     try:
         study = read_study(args.out)
@@ -61,25 +71,45 @@ def train(args: argparse.Namespace) -> None:
     """Train and score what is not finished."""
     protocol = PROTOCOLS["la/cpu"]
     protocol = replace(protocol, fit=replace(protocol.fit, steps=args.steps), preset=args.preset or protocol.preset)
+    if args.medpy:
+        protocol = replace(protocol, convention="medpy")
     split = la_split(args.data, labelled=args.labelled, val=args.val, test=args.test)
     everything = la_split(args.data, labelled="all", val=args.val, test=args.test).labelled
     if not split.unlabelled:
         raise SystemExit(f"--labelled {args.labelled} leaves no unlabelled case; dual_uncertainty needs some")
     hidden = everything[len(split.labelled) :][:: max(1, len(split.unlabelled) // 4)][:4]
-    longer = {"supervised_longer": supervised} if args.longer else {}
+    builders = {"supervised": supervised, "dual_uncertainty": dual_uncertainty, "supervised_longer": supervised}
+    rows = {name: build for name, build in builders.items() if name in args.rows}
+    if not args.longer:
+        rows.pop("supervised_longer", None)
+    ceiling = "all_labels" in args.rows
     run(
         protocol,
-        {"dual_uncertainty": dual_uncertainty, **longer},
+        rows or {"supervised": supervised},
         split=split,
-        everything=everything,
+        everything=everything if ceiling else (),
         out=args.out,
         seeds=args.seeds,
-        steps={"supervised_longer": args.longer} if args.longer else None,
+        steps={"supervised_longer": args.longer} if "supervised_longer" in rows else None,
         validations=0,
         callbacks=[quality(protocol, hidden, args.out / "hidden")],
-        against=("supervised", "all_labels"),
+        against=("supervised", "all_labels") if ceiling else ("supervised",),
         tell=partial(print, flush=True),
     )
+
+
+def unscored(folder: Path) -> Path:
+    """Copy the finished trainings of a study without their scores, so that they are scored again."""
+    study, copy = read_study(folder), folder.with_name(f"{folder.name}_medpy")
+    if not study.finished:
+        raise SystemExit(f"{folder} has unfinished trainings; expected none")
+    scores = shutil.ignore_patterns("result.json", "cases*.csv", "calibration.csv", "alone", "best", ".lock")
+    for cells in study.cells.values():
+        for cell in cells:
+            target = copy / cell.folder.relative_to(folder)
+            if not target.exists():
+                shutil.copytree(cell.folder, target, ignore=scores)
+    return copy
 
 
 def dual_uncertainty(protocol: Protocol) -> Recipe:
