@@ -16,20 +16,27 @@ class PseudoLabelQuality:
 
     Columns, a net: `dice/<net>` over all foreground voxels, `accuracy_kept/<net>` and `accuracy/<net>` inside the
     entropy filter's keep-set and everywhere, `foreground/<net>` (share of the voxels); and `kl`, the mean divergence
-    between the first two nets.
+    between the first two nets. Voxels without a label, such as the padding of a small volume, count nowhere.
 
     Args:
         images: `(N, C, *S)` of unlabelled cases.
         labels: int64 `(N, *S)`, their hidden labels; they are used for these numbers and nothing else.
         keep_fraction: of the filter.
+        ignore_index: label of voxels that are not counted.
+
+    Raises:
+        ValueError: labels do not fit the images, or none counts.
     """
 
-    def __init__(self, images: Tensor, labels: Tensor, *, keep_fraction: float = 0.5) -> None:
+    def __init__(self, images: Tensor, labels: Tensor, *, keep_fraction: float = 0.5, ignore_index: int = -1) -> None:
         if images.shape[2:] != labels.shape[1:] or len(images) != len(labels):
             raise ValueError(
                 f"labels has shape {tuple(labels.shape)}; expected {(len(images), *images.shape[2:])} to match images"
             )
         self.images, self.labels, self.keep_fraction = images, labels, keep_fraction
+        self.valid = labels != ignore_index
+        if not self.valid.any():
+            raise ValueError(f"labels are {ignore_index} everywhere; expected voxels to count")
 
     def __call__(self, step: int, recipe: Recipe) -> dict[str, float]:
         """Measure; the recipe is in eval mode and no gradient is recorded."""
@@ -40,17 +47,17 @@ class PseudoLabelQuality:
         }
         numbers: dict[str, float] = {}
         for name, own in logits.items():
-            guess = top_class(own)
-            right = guess == self.labels
-            keep = lowest_entropy(own, self.keep_fraction)
-            both = ((guess > 0) & (self.labels > 0) & right).sum()
+            guess, true = top_class(own)[self.valid], self.labels[self.valid]
+            right = guess == true
+            keep = lowest_entropy(own, self.keep_fraction, valid=self.valid)[self.valid]
+            both = ((guess > 0) & (true > 0) & right).sum()
             numbers |= {
-                f"dice/{name}": float(2 * both / ((guess > 0).sum() + (self.labels > 0).sum()).clamp_min(1)),
+                f"dice/{name}": float(2 * both / ((guess > 0).sum() + (true > 0).sum()).clamp_min(1)),
                 f"accuracy_kept/{name}": float(right[keep].float().mean()),
                 f"accuracy/{name}": float(right.float().mean()),
                 f"foreground/{name}": float((guess > 0).float().mean()),
             }
         names: Sequence[str] = list(logits)
         if len(names) > 1:
-            numbers["kl"] = float(kl_divergence(logits[names[0]], logits[names[1]]).mean())
+            numbers["kl"] = float(kl_divergence(logits[names[0]], logits[names[1]])[self.valid].mean())
         return numbers

@@ -183,6 +183,21 @@ def test_quality_callback_counts_right(tmp_path):
         PseudoLabelQuality(batch.labelled, batch.labels[:2])
 
 
+def test_quality_leaves_out_voxels_without_a_label():
+    recipe = DualUncertainty(small_nets()).eval()
+    batch = small_batch(labelled=3, unlabelled=1)
+    images, labels = batch.labelled, batch.labels
+    with torch.no_grad():
+        guess = recipe.students["resnet"](images).logits.argmax(1)
+        wrong = guess != labels
+        numbers = PseudoLabelQuality(images, labels.masked_fill(wrong, -1))(0, recipe)
+        sure = PseudoLabelQuality(images, labels.masked_fill(guess > 0, -1))(0, recipe)
+    assert numbers["dice/resnet"] == numbers["accuracy/resnet"] == numbers["accuracy_kept/resnet"] == 1
+    assert sure["foreground/resnet"] == 0
+    with pytest.raises(ValueError, match="labels are -1 everywhere"):
+        PseudoLabelQuality(images, torch.full_like(labels, -1))
+
+
 class Explodes(Recipe):
     """Its second step has a NaN in the images and so in BatchNorm; it counts the steps that were applied."""
 
