@@ -14,7 +14,8 @@ the CPU has such instructions; kernels of three voxels only where it has AMX, si
 
 Weight gradients of contiguous maps are a product of matrices in oneDNN, up to five times as slow as its kernels for
 channels-last maps: on CPUs with AVX-512 where channels are no multiple of 16, unless it is bfloat16 and there are the
-tiles of AMX; on CPUs with AVX2 alone in every volume. Training works on copies in channels-last there.
+tiles of AMX; on CPUs with AVX2 alone in every volume. Training works on copies in channels-last there, as far as the
+channels are few enough to gain; a copy stays in memory until the backward pass.
 """
 
 from functools import cache
@@ -45,25 +46,25 @@ class _Careful(nn.modules.conv._ConvNd):
             return forward(input, weight, bias)
         if low and input.shape[1] == 1 and self._unrolls():
             return _unrolled(input, weight, bias)
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
-            return forward(input, weight, bias)  # compilers choose layouts themselves
-        contiguous = input.is_contiguous() and weight.is_contiguous()
-        if contiguous and torch.is_grad_enabled() and weight.requires_grad and self._copies_pay(low):
+        if _trained(input, weight) and self._copies_pay(low):
             copy = input.contiguous(memory_format=torch.channels_last if input.ndim == 4 else torch.channels_last_3d)
-            if copy.requires_grad:
-                copy.register_hook(Tensor.contiguous)  # so that layers before this one see contiguous gradients
-            return cast(Tensor, forward(copy, weight, bias).contiguous())
+            if copy is not input:
+                copy.register_hook(_contiguous)  # so that layers before this one see contiguous gradients
+                return cast(Tensor, forward(copy, weight, bias).contiguous())
         return forward(input, weight, bias)
 
     def _copies_pay(self, low: bool) -> bool:
         """Whether training is faster on copies of contiguous maps in channels-last, in bfloat16 if `low`."""
-        if max(self.kernel_size) == 1 or max(self.stride) > 1 or self.groups > 1 or self.in_channels == 1:
+        capability, dims = torch.backends.cpu.get_cpu_capability(), len(self.kernel_size)
+        most = {("AVX512", 2): 16, ("AVX512", 3): 24, ("AVX2", 3): 32}.get((capability, dims), 0)
+        if not 1 < self.in_channels <= most or self.out_channels > most:
             return False
-        capability = torch.backends.cpu.get_cpu_capability()
-        if capability == "AVX512":
-            odd = self.in_channels % 16 > 0 or self.out_channels % 16 > 0
-            return odd and not (low and _cpu_has("_is_amx_tile_supported"))
-        return capability == "AVX2" and not low and len(self.kernel_size) == 3
+        if max(self.kernel_size) == 1 or max(self.stride) > 1 or self.groups > 1:
+            return False
+        if capability == "AVX2":
+            return not low
+        odd = self.in_channels % 16 > 0 or self.out_channels % 16 > 0
+        return odd and not (low and _cpu_has("_is_amx_tile_supported"))
 
     def _unrolls(self) -> bool:
         """Whether one channel comes in, and the last axis has a kernel with same padding by zeros."""
@@ -71,6 +72,21 @@ class _Careful(nn.modules.conv._ConvNd):
         same = tuple(self.padding) == tuple(length // 2 for length in self.kernel_size)
         last = self.kernel_size[-1]
         return self.in_channels == 1 and plain and same and last % 2 == 1 and last >= _least_unrolled()
+
+
+def _trained(input: Tensor, weight: Tensor) -> bool:
+    """Whether both will have gradients, are contiguous, and no compiler or transform looks on."""
+    watched = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+    if watched or torch._C._functorch.peek_interpreter_stack() is not None:  # vmap knows no layouts
+        return False
+    both = (input, weight)
+    if not torch.is_grad_enabled() or not all(one.requires_grad and one.is_contiguous() for one in both):
+        return False
+    return input.dtype in (torch.float32, torch.bfloat16)
+
+
+def _contiguous(gradient: Tensor | None) -> Tensor | None:
+    return None if gradient is None else gradient.contiguous()
 
 
 @cache

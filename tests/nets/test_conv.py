@@ -135,6 +135,8 @@ def test_trainings_on_copies_in_channels_last_are_the_same(kind, size, channels,
     layer.float()
     copied, plain = found(True), found(False)
     assert asked == [low, low]
+    assert made_copies(copied[0])
+    assert not made_copies(plain[0])
     assert all(one.is_contiguous() for one in copied[:2])
     for ours, torchs, true in zip(copied, plain, wanted, strict=True):
         assert ours.dtype == torchs.dtype
@@ -142,18 +144,64 @@ def test_trainings_on_copies_in_channels_last_are_the_same(kind, size, channels,
         assert (ours.double() - true).norm() <= 1.2 * (torchs.double() - true).norm() + rounding * true.norm()
 
 
+def made_copies(output):
+    """Whether a layer had its input cloned, by what its gradient goes through."""
+    node, names = output.grad_fn, []
+    while node is not None:
+        names.append(node.name())
+        node = node.next_functions[0][0] if node.next_functions else None
+    return "CloneBackward0" in names[names.index("ConvolutionBackward0") :] if names else False
+
+
 def test_copies_are_for_training_on_contiguous_maps_alone(monkeypatch):
-    asked = []
-    monkeypatch.setattr(Conv3d, "_copies_pay", lambda self, low: asked.append(low))
-    layer, images = Conv3d(8, 8, 3, padding=1), torch.rand(1, 8, 6, 6, 6)
+    monkeypatch.setattr(Conv3d, "_copies_pay", lambda self, low: True)
+    layer, images = Conv3d(8, 8, 3, padding=1), torch.rand(1, 8, 6, 6, 6).requires_grad_()
+    assert made_copies(layer(images))
     with torch.no_grad():
-        layer(images)
-    layer(images.contiguous(memory_format=torch.channels_last_3d))
-    layer.requires_grad_(False)(images)
-    layer.requires_grad_(True).to(memory_format=torch.channels_last_3d)(images)
-    assert not asked
-    layer.to(memory_format=torch.contiguous_format)(images)
-    assert asked == [False]
+        assert not made_copies(layer(images))
+    assert not made_copies(layer(images.detach()))
+    assert not made_copies(layer(images.detach().to(memory_format=torch.channels_last_3d).requires_grad_()))
+    assert not made_copies(layer(torch.rand(1, 8, 1, 1, 1).requires_grad_()))  # is in both layouts
+    assert not made_copies(layer.requires_grad_(False)(images))
+    layer.requires_grad_(True).to(memory_format=torch.channels_last_3d)
+    assert not made_copies(layer(images))
+    assert not made_copies(layer.double()(images.double()))
+
+
+def test_copies_leave_no_hook_on_what_was_given(monkeypatch):
+    monkeypatch.setattr(Conv3d, "_copies_pay", lambda self, low: True)
+    layer = Conv3d(2, 4, 3, padding=1)
+    for size in (1, 4):
+        images = torch.rand(1, 2, size, size, size).requires_grad_()
+        layer(images).sum().backward()
+        assert not images._backward_hooks
+
+
+@pytest.mark.parametrize("activation", [None, nn.ReLU(), nn.GELU()])
+def test_copies_know_second_derivatives_and_gradients_that_are_none(activation, monkeypatch):
+    """A gradient penalty: a layer's second derivative by its own input does not exist."""
+    layers = nn.Sequential(Conv2d(3, 4, 3, padding=1), activation or nn.Identity(), Conv2d(4, 2, 3, padding=1))
+    images = torch.rand(1, 3, 6, 6).requires_grad_()
+    found = []
+    for pays in (True, False):
+        monkeypatch.setattr(Conv2d, "_copies_pay", lambda self, low, pays=pays: pays)
+        (slope,) = torch.autograd.grad(layers(images).sum(), images, create_graph=True)
+        found.append(torch.autograd.grad(slope.square().sum(), layers[0].weight)[0])
+    assert torch.allclose(*found, rtol=1e-4, atol=1e-6)
+
+
+def test_transforms_and_compilers_see_no_copies(monkeypatch):
+    layer, images = Conv3d(2, 4, 3, padding=1), torch.rand(3, 2, 4, 4, 4).requires_grad_()
+    plain = layer(images)
+    monkeypatch.setattr(Conv3d, "_copies_pay", lambda self, low: True)
+    assert made_copies(layer(images))
+    each = torch.func.vmap(lambda image: layer(image[None])[0])(images)
+    assert torch.allclose(each, plain, atol=1e-6)
+    slopes = torch.func.jacfwd(lambda x: layer(x).sum())(images.detach())
+    assert torch.allclose(slopes, torch.autograd.grad(plain.sum(), images)[0], atol=1e-5)
+    for net in (layer, nn.Sequential(layer)):
+        traced = torch.jit.trace(net, images)
+        assert "aten::contiguous" not in str(traced.inlined_graph)
 
 
 @pytest.mark.parametrize(
@@ -161,9 +209,13 @@ def test_copies_are_for_training_on_contiguous_maps_alone(monkeypatch):
     [
         (Conv3d, (8, 8, 3), "abc"),
         (Conv3d, (16, 8, 3), "abc"),
-        (Conv3d, (16, 32, 3), "c"),
+        (Conv3d, (24, 24, 3), "abc"),
+        (Conv3d, (32, 16, 3), "c"),
+        (Conv3d, (2, 40, 3), ""),
+        (Conv3d, (40, 2, 3), ""),
         (Conv2d, (8, 8, 3), "ab"),
-        (Conv2d, (16, 32, 3), ""),
+        (Conv2d, (24, 8, 3), ""),
+        (Conv2d, (16, 16, 3), ""),
         (Conv3d, (1, 8, 3), ""),
         (Conv3d, (8, 8, 1), ""),
         (Conv3d, (8, 8, 3, 2), ""),
