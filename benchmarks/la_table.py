@@ -19,6 +19,7 @@ alone (all_labels has them in training).
 
 import argparse
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -56,7 +57,7 @@ def main() -> None:
         if min(args.steps, args.longer or 1) < 1:
             parser.error(f"--steps is {args.steps} and --longer {args.longer}; expected at least 1")
         if args.medpy:
-            args.out = unscored(args.out)
+            args.out = unscored(args.out, args.rows, args.seeds)
         train(args)
     try:
         study = read_study(args.out)
@@ -98,17 +99,17 @@ def train(args: argparse.Namespace) -> None:
     )
 
 
-def unscored(folder: Path) -> Path:
-    """Copy the finished trainings of a study without their scores, so that they are scored again."""
+def unscored(folder: Path, rows: Sequence[str], seeds: Sequence[int]) -> Path:
+    """Copy finished trainings without their scores, so that they are scored again."""
     study, copy = read_study(folder), folder.with_name(f"{folder.name}_medpy")
-    if not study.finished:
-        raise SystemExit(f"{folder} has unfinished trainings; expected none")
-    scores = shutil.ignore_patterns("result.json", "cases*.csv", "calibration.csv", "alone", "best", ".lock")
-    for cells in study.cells.values():
-        for cell in cells:
-            target = copy / cell.folder.relative_to(folder)
-            if not target.exists():
-                shutil.copytree(cell.folder, target, ignore=scores)
+    cells = [cell for row in study.cells if row in rows for cell in study.cells[row] if cell.seed in seeds]
+    if unfinished := [cell for cell in cells if not cell.result]:
+        raise SystemExit(f"{unfinished[0].folder} is unfinished; choose --rows and --seeds that are finished")
+    for cell in cells:
+        target = copy / cell.folder.relative_to(folder)
+        if not target.exists():
+            scores = shutil.ignore_patterns("result.json", "cases*.csv", "calibration.csv", "alone", "best", ".lock")
+            shutil.copytree(cell.folder, target, ignore=scores)
     return copy
 
 
