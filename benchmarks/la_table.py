@@ -19,7 +19,7 @@ alone (all_labels has them in training).
 
 import argparse
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -56,8 +56,10 @@ def main() -> None:
             parser.error("--data is missing; expected the folder of the Left Atrium data set")
         if min(args.steps, args.longer or 1) < 1:
             parser.error(f"--steps is {args.steps} and --longer {args.longer}; expected at least 1")
+        if args.longer is None and "supervised_longer" in args.rows and args.rows != ROWS:
+            parser.error("--rows has supervised_longer without --longer; expected its steps")
         if args.medpy:
-            args.out = unscored(args.out, args.rows, args.seeds)
+            args.out = unscored(args.out, [*recipes(args), *(["all_labels"] if ceiling(args) else [])], args.seeds)
         train(args)
     try:
         study = read_study(args.out)
@@ -79,37 +81,52 @@ def train(args: argparse.Namespace) -> None:
     if not split.unlabelled:
         raise SystemExit(f"--labelled {args.labelled} leaves no unlabelled case; dual_uncertainty needs some")
     hidden = everything[len(split.labelled) :][:: max(1, len(split.unlabelled) // 4)][:4]
-    builders = {"supervised": supervised, "dual_uncertainty": dual_uncertainty, "supervised_longer": supervised}
-    rows = {name: build for name, build in builders.items() if name in args.rows}
-    if not args.longer:
-        rows.pop("supervised_longer", None)
-    ceiling = "all_labels" in args.rows
     run(
         protocol,
-        rows or {"supervised": supervised},
+        recipes(args),
         split=split,
-        everything=everything if ceiling else (),
+        everything=everything if ceiling(args) else (),
         out=args.out,
         seeds=args.seeds,
-        steps={"supervised_longer": args.longer} if "supervised_longer" in rows else None,
+        steps={"supervised_longer": args.longer} if "supervised_longer" in recipes(args) else None,
         validations=0,
         callbacks=[quality(protocol, hidden, args.out / "hidden")],
-        against=("supervised", "all_labels") if ceiling else ("supervised",),
+        against=("supervised", "all_labels") if ceiling(args) else ("supervised",),
         tell=partial(print, flush=True),
     )
+
+
+def recipes(args: argparse.Namespace) -> dict[str, Callable[[Protocol], Recipe]]:
+    """Rows to train but all_labels; the study has a supervised one in any case."""
+    found = {"supervised": supervised}
+    if "dual_uncertainty" in args.rows:
+        found["dual_uncertainty"] = dual_uncertainty
+    if "supervised_longer" in args.rows and args.longer:
+        found["supervised_longer"] = supervised
+    return found
+
+
+def ceiling(args: argparse.Namespace) -> bool:
+    """Whether all_labels is among the rows."""
+    return "all_labels" in args.rows
 
 
 def unscored(folder: Path, rows: Sequence[str], seeds: Sequence[int]) -> Path:
     """Copy finished trainings without their scores, so that they are scored again."""
     study, copy = read_study(folder), folder.with_name(f"{folder.name}_medpy")
     cells = [cell for row in study.cells if row in rows for cell in study.cells[row] if cell.seed in seeds]
-    if unfinished := [cell for cell in cells if not cell.result]:
-        raise SystemExit(f"{unfinished[0].folder} is unfinished; choose --rows and --seeds that are finished")
+    for cell in cells:
+        if not cell.result:
+            raise SystemExit(f"{cell.folder} is unfinished; choose --rows and --seeds that are finished")
+        if not (cell.folder / "checkpoints" / "last.pt").is_file():
+            raise SystemExit(f"{cell.folder} has no checkpoint to score; expected the folder that trained it")
     for cell in cells:
         target = copy / cell.folder.relative_to(folder)
         if not target.exists():
             scores = shutil.ignore_patterns("result.json", "cases*.csv", "calibration.csv", "alone", "best", ".lock")
-            shutil.copytree(cell.folder, target, ignore=scores)
+            half = target.with_name(f"{target.name}.half")
+            shutil.rmtree(half, ignore_errors=True)
+            shutil.copytree(cell.folder, half, ignore=scores).rename(target)
     return copy
 
 
