@@ -19,7 +19,7 @@ alone (all_labels has them in training).
 
 import argparse
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--labelled", type=int, default=8)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--longer", type=int, help="steps of a further supervised row")
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, help="what this process trains")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, help="what this process trains; default: all")
     parser.add_argument("--preset", help="of dual_uncertainty; default: the protocol's")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--medpy", action="store_true", help="score what is finished under MedPy's convention, too")
@@ -56,10 +56,12 @@ def main() -> None:
             parser.error("--data is missing; expected the folder of the Left Atrium data set")
         if min(args.steps, args.longer or 1) < 1:
             parser.error(f"--steps is {args.steps} and --longer {args.longer}; expected at least 1")
-        if args.longer is None and "supervised_longer" in args.rows and args.rows != ROWS:
+        if args.rows is None:
+            args.rows = [row for row in ROWS if args.longer or row != "supervised_longer"]
+        elif args.longer is None and "supervised_longer" in args.rows:
             parser.error("--rows has supervised_longer without --longer; expected its steps")
         if args.medpy:
-            args.out = unscored(args.out, [*recipes(args), *(["all_labels"] if ceiling(args) else [])], args.seeds)
+            args.out = unscored(args.out, {"supervised", *args.rows}, args.seeds)
         train(args)
     try:
         study = read_study(args.out)
@@ -81,37 +83,24 @@ def train(args: argparse.Namespace) -> None:
     if not split.unlabelled:
         raise SystemExit(f"--labelled {args.labelled} leaves no unlabelled case; dual_uncertainty needs some")
     hidden = everything[len(split.labelled) :][:: max(1, len(split.unlabelled) // 4)][:4]
+    builders = {"supervised": supervised, "dual_uncertainty": dual_uncertainty, "supervised_longer": supervised}
+    ceiling = "all_labels" in args.rows
     run(
         protocol,
-        recipes(args),
+        {row: build for row, build in builders.items() if row in ("supervised", *args.rows)},
         split=split,
-        everything=everything if ceiling(args) else (),
+        everything=everything if ceiling else (),
         out=args.out,
         seeds=args.seeds,
-        steps={"supervised_longer": args.longer} if "supervised_longer" in recipes(args) else None,
+        steps={"supervised_longer": args.longer} if "supervised_longer" in args.rows else None,
         validations=0,
         callbacks=[quality(protocol, hidden, args.out / "hidden")],
-        against=("supervised", "all_labels") if ceiling(args) else ("supervised",),
+        against=("supervised", "all_labels") if ceiling else ("supervised",),
         tell=partial(print, flush=True),
     )
 
 
-def recipes(args: argparse.Namespace) -> dict[str, Callable[[Protocol], Recipe]]:
-    """Rows to train but all_labels; the study has a supervised one in any case."""
-    found = {"supervised": supervised}
-    if "dual_uncertainty" in args.rows:
-        found["dual_uncertainty"] = dual_uncertainty
-    if "supervised_longer" in args.rows and args.longer:
-        found["supervised_longer"] = supervised
-    return found
-
-
-def ceiling(args: argparse.Namespace) -> bool:
-    """Whether all_labels is among the rows."""
-    return "all_labels" in args.rows
-
-
-def unscored(folder: Path, rows: Sequence[str], seeds: Sequence[int]) -> Path:
+def unscored(folder: Path, rows: Collection[str], seeds: Sequence[int]) -> Path:
     """Copy finished trainings without their scores, so that they are scored again."""
     study, copy = read_study(folder), folder.with_name(f"{folder.name}_medpy")
     cells = [cell for row in study.cells if row in rows for cell in study.cells[row] if cell.seed in seeds]
