@@ -10,16 +10,17 @@ Protocol la/cpu with its preset, last checkpoint, scored on the validation cases
 both are closed to training.
 
 The same command continues wherever it was interrupted, and a second process with the same command takes the cells that
-the first one has not begun: one thread each (OMP_NUM_THREADS=1) keeps two cores busy. --longer adds a supervised row of
-as many steps, for one that takes as long as the method; --rows trains some rows, and the supervised one. --medpy scores
-what is finished once more, under MedPy's convention and into a folder beside --out, whose table it prints. Every 100
-steps `quality.csv` of a run gets the quality of its pseudo-labels on four unlabelled cases, whose labels serve that
-alone (all_labels has them in training).
+the first one has not begun: one thread each (OMP_NUM_THREADS=1) keeps two cores busy. --longer supervised=4300 adds a
+row supervised_4300 of as many steps, for one that takes as long as the method, and bidirectional=2000 a row of that
+preset of the method; --rows trains some rows, and the supervised one. --medpy scores what is finished once more, under
+MedPy's convention and into a folder beside --out, whose table it prints. Every 100 steps `quality.csv` of a run gets
+the quality of its pseudo-labels on four unlabelled cases, whose labels serve that alone (all_labels has them in
+training).
 """
 
 import argparse
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,10 +30,9 @@ from la_experiments import quality
 from ssmis.data import la_split
 from ssmis.engine import PROTOCOLS, Protocol
 from ssmis.recipes import DualUncertainty, Recipe, Supervised
+from ssmis.recipes.dual_uncertainty import PRESETS
 from ssmis.report import read_study
 from ssmis.study import run
-
-ROWS = ("supervised", "dual_uncertainty", "supervised_longer", "all_labels")
 
 
 def main() -> None:
@@ -42,8 +42,10 @@ def main() -> None:
     parser.add_argument("--test", help="list of test cases; with it these are scored")
     parser.add_argument("--labelled", type=int, default=8)
     parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--longer", type=int, help="steps of a further supervised row")
-    parser.add_argument("--rows", nargs="+", choices=ROWS, help="what this process trains; default: all")
+    parser.add_argument(
+        "--longer", nargs="+", type=longer, default=[], metavar="ROW=STEPS", help="further rows, of other steps"
+    )
+    parser.add_argument("--rows", nargs="+", help="what this process trains; default: all")
     parser.add_argument("--preset", help="of dual_uncertainty; default: the protocol's")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--medpy", action="store_true", help="score what is finished under MedPy's convention, too")
@@ -54,12 +56,12 @@ def main() -> None:
     if not args.show:
         if args.data is None:
             parser.error("--data is missing; expected the folder of the Left Atrium data set")
-        if min(args.steps, args.longer or 1) < 1:
-            parser.error(f"--steps is {args.steps} and --longer {args.longer}; expected at least 1")
-        if args.rows is None:
-            args.rows = [row for row in ROWS if args.longer or row != "supervised_longer"]
-        elif args.longer is None and "supervised_longer" in args.rows:
-            parser.error("--rows has supervised_longer without --longer; expected its steps")
+        if args.steps < 1:
+            parser.error(f"--steps is {args.steps}; expected at least 1")
+        rows = [*METHODS, *(f"{row}_{steps}" for row, steps in args.longer), "all_labels"]
+        args.rows = args.rows or rows
+        if unknown := [row for row in args.rows if row not in rows]:
+            parser.error(f"--rows has {unknown}; expected some of {rows} (--longer adds rows)")
         if args.medpy:
             args.out = unscored(args.out, {"supervised", *args.rows}, args.seeds)
         train(args)
@@ -83,7 +85,7 @@ def train(args: argparse.Namespace) -> None:
     if not split.unlabelled:
         raise SystemExit(f"--labelled {args.labelled} leaves no unlabelled case; dual_uncertainty needs some")
     hidden = everything[len(split.labelled) :][:: max(1, len(split.unlabelled) // 4)][:4]
-    builders = {"supervised": supervised, "dual_uncertainty": dual_uncertainty, "supervised_longer": supervised}
+    builders = METHODS | {f"{row}_{steps}": builder(row) for row, steps in args.longer}
     ceiling = "all_labels" in args.rows
     run(
         protocol,
@@ -92,7 +94,7 @@ def train(args: argparse.Namespace) -> None:
         everything=everything if ceiling else (),
         out=args.out,
         seeds=args.seeds,
-        steps={"supervised_longer": args.longer} if "supervised_longer" in args.rows else None,
+        steps={name: steps for row, steps in args.longer if (name := f"{row}_{steps}") in args.rows},
         validations=0,
         callbacks=[quality(protocol, hidden, args.out / "hidden")],
         against=("supervised", "all_labels") if ceiling else ("supervised",),
@@ -119,6 +121,19 @@ def unscored(folder: Path, rows: Collection[str], seeds: Sequence[int]) -> Path:
     return copy
 
 
+def longer(text: str) -> tuple[str, int]:
+    """A row and its steps, of `--longer`."""
+    row, _, steps = text.partition("=")
+    if row not in (*METHODS, *PRESETS) or not steps.isdecimal() or int(steps) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}; expected ROW=STEPS, with a row of {[*METHODS, *PRESETS]}")
+    return row, int(steps)
+
+
+def builder(row: str) -> Callable[[Protocol], Recipe]:
+    """What builds the recipe of a row, by the name of a method or of a preset of `dual_uncertainty`."""
+    return METHODS[row] if row in METHODS else lambda protocol: dual_uncertainty(replace(protocol, preset=row))
+
+
 def dual_uncertainty(protocol: Protocol) -> Recipe:
     """The method, at the protocol's preset."""
     return DualUncertainty(protocol.nets(), preset=protocol.preset)
@@ -128,6 +143,8 @@ def supervised(protocol: Protocol) -> Recipe:
     """The nets of the method, labelled cases alone."""
     return Supervised(protocol.nets())
 
+
+METHODS: dict[str, Callable[[Protocol], Recipe]] = {"supervised": supervised, "dual_uncertainty": dual_uncertainty}
 
 if __name__ == "__main__":
     main()

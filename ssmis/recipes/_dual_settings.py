@@ -33,7 +33,9 @@ class DualUncertaintyConfig:
         mix_side: side of the box, as a share of each axis, that a strong view takes from another volume, and its
             labels with it; 0: none. Only with the teacher "average", which sees whole volumes.
         mix_with: whose box it is: of the next "unlabelled" volume (CutMix), or of a "labelled" one, or for half of
-            them all but the box (bidirectional copy-paste): the true labels then take the place of pseudo-labels.
+            them all but the box (bidirectional copy-paste): the true labels then take the place of pseudo-labels;
+            "labelled_only" is the same, and from `unlabelled_from` on the nets see labelled volumes in these mixtures
+            only, half as many volumes a step.
         components: keep only the largest component of each class of a pseudo-label, or of the classes named; the rest
             counts as background. For structures of which there is one; only with the teacher "average".
         detach_weight: treat the KL weight as a constant; None: only for more than 4 classes.
@@ -102,7 +104,7 @@ class DualUncertaintyConfig:
         check_choice(self.rectified_into, ("both", "first", "second"), name="rectified_into")
         check_choice(self.rectified_on, ("unlabelled", "all"), name="rectified_on")
         check_choice(self.teacher, ("peer", "average"), name="teacher")
-        check_choice(self.mix_with, ("unlabelled", "labelled"), name="mix_with")
+        check_choice(self.mix_with, ("unlabelled", "labelled", "labelled_only"), name="mix_with")
         check_choice(self.anchor_labels, ("own", "pseudo"), name="anchor_labels")
         check_choice(self.filter_scope, SCOPES, name="filter_scope")
         check_choice(self.targets, ("hard", "soft"), name="targets")
@@ -126,9 +128,9 @@ class DualUncertaintyConfig:
             )
         if self.components and self.teacher == "peer":
             raise ValueError(f"components is {self.components} with teacher 'peer'; expected 'average'")
-        if self.mix_with == "labelled" and self.mix_side == 0:
+        if self.mix_with != "unlabelled" and self.mix_side == 0:
             raise ValueError(
-                "mix_with is 'labelled' with mix_side 0, so that nothing is mixed; expected a side above 0"
+                f"mix_with is {self.mix_with!r} with mix_side 0, so that nothing is mixed; expected a side above 0"
             )
         if self.teacher == "average" and self.rectified_on == "all":
             raise ValueError(
@@ -147,14 +149,14 @@ AVERAGED = DualUncertaintyConfig(
     ramp_end=1.0,
 )
 LATE = replace(AVERAGED, unlabelled_from=0.5, ramp_end=0.5, disagreement_weight=0.0)
+COPY_PASTE = replace(LATE, unlabelled_from=0.3, ramp_end=0.3, mix_side=2 / 3, mix_with="labelled", components=True)
 PRESETS = {
     "paper": DualUncertaintyConfig(),
     "balanced": DualUncertaintyConfig(filter_scope="class", pseudo_dice_weight=1.0),
     "averaged": AVERAGED,
     "late": LATE,
-    "copy_paste": replace(
-        LATE, unlabelled_from=0.3, ramp_end=0.3, mix_side=2 / 3, mix_with="labelled", components=True
-    ),
+    "copy_paste": COPY_PASTE,
+    "bidirectional": replace(COPY_PASTE, mix_with="labelled_only"),
     "public_code": DualUncertaintyConfig(
         disagreement_into="second",
         rectified_into="first",

@@ -74,8 +74,9 @@ class DualUncertainty(Recipe):
             averages of the nets give soft pseudo-labels, to the contrast too, strong views exchange boxes, the ramp
             lasts to the end, and the disagreement has weight 1), "late" (averaged; unlabelled volumes join half-way,
             and there is no disagreement), "copy_paste" (late; they join earlier, exchange boxes with labelled
-            volumes, and pseudo-labels have one component a class) or "public_code" (what the release effectively
-            optimises).
+            volumes, and pseudo-labels have one component a class), "bidirectional" (copy_paste; labelled volumes are
+            seen in these mixtures only, which halves the cost of a step) or "public_code" (what the release
+            effectively optimises).
         predict_with: names of the nets averaged in `predict`; default: both.
         overrides: fields of `DualUncertaintyConfig`.
 
@@ -114,7 +115,8 @@ class DualUncertainty(Recipe):
         c = self.config
         learns = progress >= c.unlabelled_from
         since = max(0.0, progress - c.unlabelled_from) / (1 - c.unlabelled_from)
-        batch, as_mixed, known = self._mixed(batch) if learns else (batch.without_unlabelled(), lambda maps: maps, None)
+        seen_as = self._mixed(batch) if learns else (batch.without_unlabelled(), lambda maps: maps, None, None)
+        batch, as_mixed, known, in_mixed = seen_as
         images = batch.student_images
         outputs = {name: self.run_net(name, images) for name in self.students}
         labelled, unlabelled = {}, {}
@@ -124,9 +126,10 @@ class DualUncertainty(Recipe):
         keep = {name: self._surest(logits, batch.valid, known) for name, logits in judged.items()}
         seen = Seen(batch, outputs, unlabelled, judged, keep)
         first, second = self.students
+        taught, labels = (labelled, batch.labels) if in_mixed is None else (unlabelled, in_mixed)
         terms = Terms()
         for place, name, peer in (("first", first, second), ("second", second, first)):
-            self._from_labels(terms, place, name, labelled[name].logits, labelled[peer].logits, batch.labels)
+            self._from_labels(terms, place, name, taught[name].logits, taught[peer].logits, labels)
             if learns:
                 self._from_pseudo_labels(terms, place, name, peer, seen, since)
         return terms
@@ -191,21 +194,27 @@ class DualUncertainty(Recipe):
                 cast(Bank, bank).write(*gather_candidates(found))
         self.begin_step()
 
-    def _mixed(self, batch: Batch) -> tuple[Batch, Callable[[Tensor], Tensor], Tensor | None]:
+    def _mixed(self, batch: Batch) -> tuple[Batch, Callable[[Tensor], Tensor], Tensor | None, Tensor | None]:
         """Exchange boxes in the view the students see.
 
         Returns:
-            The batch with that view; what does the same with logits `(U, K, *S)` of the weak view; and where these are
-            true labels, bool `(U, *S)`, or None if nowhere.
+            The batch with that view; what does the same with logits `(U, K, *S)` of the weak view; where these are
+            true labels, bool `(U, *S)`, or None if nowhere; and the true labels there, -1 elsewhere, if the batch has
+            no labelled volumes besides any more, else None.
         """
         side = self.config.mix_side
         if side == 0:
-            return batch, lambda logits: logits, None
+            return batch, lambda logits: logits, None, None
         view = batch.strong[0] if batch.strong else batch.unlabelled
         if self.config.mix_with == "unlabelled":
             boxes = random_boxes(len(view), tuple(view.shape[2:]), side=side, device=view.device)
             valid = None if batch.valid is None else cut_mix(batch.valid, boxes)
-            return replace(batch, strong=(cut_mix(view, boxes),), valid=valid), partial(cut_mix, boxes=boxes), None
+            return (
+                replace(batch, strong=(cut_mix(view, boxes),), valid=valid),
+                partial(cut_mix, boxes=boxes),
+                None,
+                None,
+            )
         nothing = torch.zeros_like(view[:, 0], dtype=torch.long)
         mixed = box_mix(batch.labelled, batch.labels, view, nothing, side=side, valid=batch.valid)
 
@@ -213,7 +222,11 @@ class DualUncertainty(Recipe):
             known = F.one_hot(mixed.labels.clamp_min(0), logits.shape[1]).movedim(-1, 1)
             return torch.where(mixed.labelled.unsqueeze(1), _SURE * known.to(logits.dtype), logits)
 
-        return replace(batch, strong=(mixed.images,), valid=mixed.labels >= 0), with_labels, mixed.labelled
+        batch = replace(batch, strong=(mixed.images,), valid=mixed.labels >= 0)
+        if self.config.mix_with == "labelled":
+            return batch, with_labels, mixed.labelled, None
+        batch = replace(batch, labelled=batch.labelled[:0], labels=batch.labels[:0], cases=batch.cases[-len(view) :])
+        return batch, with_labels, mixed.labelled, mixed.labels.where(mixed.labelled, -1)
 
     def _surest(self, logits: Tensor, valid: Tensor | None, known: Tensor | None) -> Tensor:
         """The share of the pseudo-labels with the lowest entropy, and every true label: bool `(U, *S)`."""

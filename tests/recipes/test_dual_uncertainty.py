@@ -12,7 +12,7 @@ from recipes.small import gradients, small_batch, small_nets
 
 from ssmis.data import Batch
 from ssmis.kernels import voxel_contrast
-from ssmis.losses import dice_consistency
+from ssmis.losses import dice_ce, dice_consistency
 from ssmis.nets import NetOutput
 from ssmis.recipes import DualUncertainty
 from ssmis.recipes.dual_uncertainty import PRESETS, without_islands
@@ -103,6 +103,13 @@ def test_copy_paste_differs_from_late_in_whose_boxes_are_mixed_and_from_when():
     }
 
 
+def test_bidirectional_differs_from_copy_paste_in_what_becomes_of_labelled_volumes():
+    pasted, both_ways = vars(PRESETS["copy_paste"]), vars(PRESETS["bidirectional"])
+    assert {name: both_ways[name] for name in pasted if pasted[name] != both_ways[name]} == {
+        "mix_with": "labelled_only"
+    }
+
+
 def test_averages_judge_the_weak_view_and_the_nets_see_the_strong_one():
     recipe = DualUncertainty(small_nets(), preset="averaged", mix_side=0.0)
     batch = small_batch(3)
@@ -153,7 +160,7 @@ def test_pseudo_labels_follow_the_voxels_into_mixed_views():
     torch.manual_seed(3)
     terms = recipe(batch, 1.0)
     torch.manual_seed(3)
-    view, _, known = recipe._mixed(batch)
+    view, _, known, _ = recipe._mixed(batch)
     assert known is None
     assert not torch.equal(view.strong[0], batch.unlabelled)
     recipe.config = dataclasses.replace(recipe.config, mix_side=0.0)
@@ -167,7 +174,7 @@ def test_padding_goes_with_the_voxels():
     batch = small_batch(6)
     valid = torch.zeros_like(batch.unlabelled[:, 0], dtype=torch.bool)
     valid[0] = True
-    mixed, as_mixed, _ = recipe._mixed(dataclasses.replace(batch, valid=valid))
+    mixed, as_mixed, *_ = recipe._mixed(dataclasses.replace(batch, valid=valid))
     assert torch.equal(mixed.valid, as_mixed(valid))
     assert 0 < int(mixed.valid[1].sum()) < mixed.valid[1].numel()
 
@@ -183,7 +190,7 @@ def test_labelled_boxes_bring_their_labels_and_pseudo_labels_stay_outside():
     valid = torch.rand(batch.unlabelled[:, 0].shape, generator=torch.Generator().manual_seed(0)) < 0.9
     batch = dataclasses.replace(batch, labels=labels, valid=valid)
     torch.manual_seed(1)
-    mixed, as_mixed, known = copy_paste(small_nets())._mixed(batch)
+    mixed, as_mixed, known, _ = copy_paste(small_nets())._mixed(batch)
     partner = torch.arange(len(batch.unlabelled)) % len(batch.labelled)
     assert 0 < int(known.sum()) < known.numel()
     source = torch.where(known.unsqueeze(1), batch.labelled[partner], batch.unlabelled)
@@ -216,7 +223,7 @@ def test_with_labelled_volumes_alone_on_both_sides_copy_paste_is_supervised():
     )
     for seed in range(20):
         torch.manual_seed(seed)
-        _, _, known = recipe._mixed(batch)
+        _, _, known, _ = recipe._mixed(batch)
         if known.all():
             break
     torch.manual_seed(seed)
@@ -226,6 +233,36 @@ def test_with_labelled_volumes_alone_on_both_sides_copy_paste_is_supervised():
     expected = torch.nn.functional.cross_entropy(own, batch.labels, reduction="none").flatten(1).mean(1)[partner].mean()
     torch.testing.assert_close(terms["rectified/first"].value, expected)
     torch.testing.assert_close(terms["filtered/first"].value, expected)
+
+
+def test_with_labelled_volumes_in_mixtures_only_the_nets_see_no_others_and_learn_the_labels_in_them():
+    recipe = DualUncertainty(small_nets(), preset="averaged", mix_with="labelled_only", unlabelled_from=0.5)
+    batch = small_batch(6)
+    labels = batch.labels.clone()
+    labels[:, 0] = -1
+    batch = dataclasses.replace(batch, labels=labels)
+    seen = []
+    recipe.students["resnet"].register_forward_pre_hook(lambda _, images: seen.append(images[0]))
+    recipe(batch, 0.4)
+    assert torch.equal(seen[0], batch.labelled)
+    torch.manual_seed(1)
+    terms = recipe(batch, 1.0)
+    torch.manual_seed(1)
+    mixed, _, known, in_mixed = recipe._mixed(batch)
+    besides = copy_paste(small_nets())
+    torch.manual_seed(1)
+    same, _, known_besides, nothing = besides._mixed(batch)
+    assert nothing is None
+    assert torch.equal(known, known_besides)
+    assert torch.equal(mixed.strong[0], same.strong[0])
+    assert torch.equal(seen[1], mixed.strong[0])
+    assert len(mixed.labelled) == len(mixed.labels) == 0
+    partner = torch.arange(len(batch.unlabelled)) % len(batch.labelled)
+    assert torch.equal(in_mixed, labels[partner].where(known, -1))
+    logits = recipe.students["resnet"](mixed.strong[0]).logits
+    torch.testing.assert_close(terms["supervised/resnet"].value, dice_ce(logits, in_mixed))
+    assert {name.partition("/")[0] for name in terms} == {"supervised", "disagreement", "rectified", "filtered",
+                                                          "pseudo_dice", "contrast"}  # fmt: skip
 
 
 def test_pseudo_labels_keep_one_component_of_each_class():
@@ -255,9 +292,10 @@ def test_a_step_learns_from_pseudo_labels_without_islands(monkeypatch):
         DualUncertainty(small_nets(), components=True)
 
 
-def test_mixing_with_labels_needs_a_box():
-    with pytest.raises(ValueError, match="mix_with is 'labelled' with mix_side 0"):
-        copy_paste(small_nets(), mix_side=0.0)
+@pytest.mark.parametrize("how", ["labelled", "labelled_only"])
+def test_mixing_with_labels_needs_a_box(how):
+    with pytest.raises(ValueError, match=f"mix_with is '{how}' with mix_side 0"):
+        DualUncertainty(small_nets(), preset="averaged", mix_with=how, mix_side=0.0)
 
 
 def test_peers_do_not_judge_mixed_volumes():
