@@ -24,6 +24,7 @@ _LAZY = {
     "evaluate_run": "ssmis.engine",
     "predict_files": "ssmis.engine",
     "export_run": "ssmis.engine",
+    "compare_methods": "ssmis.compare",
     "report_runs": "ssmis.report",
     "Recipe": "ssmis.recipes",
     "Terms": "ssmis.recipes",

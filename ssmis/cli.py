@@ -19,6 +19,7 @@ Segment medical images from a few labels and many unlabelled scans.
   ssmis train DATA                   train; writes a run folder
   ssmis evaluate RUN                 score the held-out cases
   ssmis predict RUN IN... -o OUT     segment files, each on its own grid
+  ssmis compare DATA                 train several methods with several seeds, score and report them
   ssmis report RUN...                compare runs in one HTML file
   ssmis export RUN                   weights, ONNX or a MONAI bundle
   ssmis list                         recipes, nets and losses there are
@@ -145,6 +146,21 @@ def _as_before(chosen: o.PredictOptions) -> list[str]:
     return found
 
 
+def _compare(words: Sequence[str]) -> int:
+    from ssmis.compare import compare_methods
+
+    chosen = parse("compare", o.CompareOptions, words)
+    try:
+        done = compare_methods(chosen, say)
+    except KeyboardInterrupt:
+        return fail(f"interrupted; continue with: {shlex.join(['ssmis', 'compare', *words])}", status=130)
+    if done.report is not None:
+        say(f"report: {done.report.resolve()}")
+        first, *others = map(str, list(done.runs.values())[-1])
+        suggest("predict", first, "IMAGE", "-o", "predictions", *(["--ensemble", *others] if others else []))
+    return 0
+
+
 def _report(words: Sequence[str]) -> int:
     from ssmis.report.folders import report_runs
 
@@ -221,6 +237,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": _train,
     "evaluate": _evaluate,
     "predict": _predict,
+    "compare": _compare,
     "report": _report,
     "export": _export,
     "list": _list,

@@ -85,6 +85,67 @@ class TrainOptions:
 
 
 @dataclass(frozen=True)
+class CompareOptions:
+    """Train methods with several seeds on one split, score them, and write a report.
+
+    Attributes:
+        data: folder, or a CSV / JSON table.
+        out: folder of the runs and the report; default: runs/NAME_compared.
+        recipes: methods, the baseline first; default: supervised dual_uncertainty.
+        seeds: of weights and batches; default: 0 1 2.
+        split_seed: of the split, which all runs share.
+        presets: RECIPE=PRESET, in place of what `ssmis train` takes.
+        coefficients: NAME=VALUE, of every recipe but supervised.
+        beside: runs at the same time, each with one thread.
+        keep: folder to which the scores of all cases are copied.
+        report: write the report; false: train and score alone.
+        nets: see `ssmis train --help`, as for all that follow.
+        labelled: cases that keep their labels.
+        test: held-out cases.
+        steps: optimiser steps of every run.
+        spacing_mm: voxel size of the training grid.
+        patch: training patch.
+        batch: labelled, and as many unlabelled, patches a step.
+        width: channels of the nets at full resolution.
+        norm: of the nets.
+        intensity: zscore, clip or unit.
+        mirror: flip patches along every axis.
+        learning_rate: base rate.
+        memory_gb: of a training step.
+        device: auto, cpu, cuda, ...
+        precision: auto, fp32, bf16 or fp16.
+        progress: show bars.
+    """
+
+    data: str
+    out: str | None = None
+    recipes: list[str] | None = None
+    seeds: list[int] | None = None
+    split_seed: int = 0
+    presets: list[str] | None = None
+    coefficients: list[str] | None = None
+    beside: int = 1
+    keep: str | None = None
+    report: bool = True
+    nets: list[str] | None = None
+    labelled: str = "all"
+    test: str = "20%"
+    steps: int | None = None
+    spacing_mm: list[float] | None = None
+    patch: list[int] | None = None
+    batch: int | None = None
+    width: int | None = None
+    norm: str | None = None
+    intensity: str | None = None
+    mirror: bool = False
+    learning_rate: float = 5e-3
+    memory_gb: float | None = None
+    device: str = "auto"
+    precision: str = "auto"
+    progress: bool = True
+
+
+@dataclass(frozen=True)
 class EvaluateOptions:
     """Score a run on its held-out cases.
 

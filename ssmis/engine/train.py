@@ -107,7 +107,7 @@ def _prepared(
     if main and started and not chosen.resume:
         raise FileExistsError(f"{folder} holds a run already; add --resume, or choose another folder with --out")
     if main and started:
-        _check_options(chosen, folder / "options.json")
+        check_options(chosen, folder / "options.json")
     if started or not main:  # what was stopped before its first checkpoint is planned anew
         plan, split = Plan.read(folder / "plan.json"), read_split(dataset, folder / "split")
     else:
@@ -118,8 +118,17 @@ def _prepared(
     return plan, split, _cache(plan, cases, folder.parent / "cache", progress=chosen.progress and main)
 
 
-def _check_options(chosen: TrainOptions, stored: Path) -> None:
-    """A resumed run takes plan and split from its folder: options that decide them must be those it began with."""
+def check_options(chosen: TrainOptions, stored: Path) -> None:
+    """A resumed run takes plan and split from its folder: options that decide them must be those it began with.
+
+    Args:
+        chosen: resolved.
+        stored: `options.json` of the run.
+
+    Raises:
+        ValueError: they are others.
+        DataError: `stored` cannot be read.
+    """
     try:
         old = asdict(checked(TrainOptions, read_json(stored)))
     except DataError:

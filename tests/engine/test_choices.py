@@ -1,11 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Choices of a training on data of one's own: coefficients, pieces of classes, presets; and reports of one case."""
 
-import json
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from data.folders import plain
@@ -13,7 +9,7 @@ from engine.own_runs import small_plan
 
 from ssmis.engine.train import train
 from ssmis.engine.trained import build_recipe
-from ssmis.metrics import CaseScore, read_cases_csv
+from ssmis.metrics import CaseScore
 from ssmis.metrics.cases import cases_csv
 from ssmis.options import TrainOptions
 from ssmis.report._results import results_section
@@ -73,21 +69,3 @@ def test_one_case_has_no_interval(tmp_path):
     page = str(results_section(runs, ["dice", "hd95"]))
     assert "against base, one case" in page
     assert "±" not in page.replace("Mean ± standard deviation over cases", "")
-
-
-def test_the_benchmark_gives_each_run_its_own_preset(tmp_path):
-    script = Path(__file__).parents[2] / "benchmarks" / "own_data.py"
-    words = [plain(tmp_path / "data", labelled=5, unlabelled=2), "--out", tmp_path / "out", "--test", 2, "--steps", 2]
-    words += ["--nets", "unet", "vnet", "--seeds", 0, "--recipes", "supervised", "dual_uncertainty", "--beside", 2]
-    command = [sys.executable, str(script), *map(str, words), "--keep", str(tmp_path / "kept")]
-    subprocess.run([*command, "--preset", "dual_uncertainty=copy_paste"], check=True, capture_output=True, timeout=300)
-    record = json.loads((tmp_path / "out" / "dual_uncertainty_seed0" / "protocol.json").read_text())
-    assert record["preset"] == "copy_paste"
-    assert (tmp_path / "out" / "report.html").is_file()
-    kept = [
-        read_cases_csv(tmp_path / "kept" / f"{name}_seed0" / "cases.csv") for name in ("supervised", "dual_uncertainty")
-    ]
-    assert [score.case for score in kept[0]] == [score.case for score in kept[1]]
-    assert len(kept[0]) == 2
-    refused = subprocess.run([*command, "--preset", "uc_seg=ours"], capture_output=True, text=True, timeout=300)
-    assert "--preset has one of uc_seg, which --recipes does not name" in refused.stderr
