@@ -122,8 +122,8 @@ class DualUncertainty(Recipe):
         labelled, unlabelled = {}, {}
         for name, output in outputs.items():
             labelled[name], unlabelled[name] = batch.split(output)
-        judged = {n: as_mixed(z) for n, z in self._judged(batch, unlabelled).items()} if learns else {}
-        keep = {name: self._surest(logits, batch.valid, known) for name, logits in judged.items()}
+        judged = each(self._judged(batch, unlabelled), as_mixed) if learns else {}
+        keep = each(judged, lambda logits: self._surest(logits, batch.valid, known))
         seen = Seen(batch, outputs, unlabelled, judged, keep)
         first, second = self.students
         taught, labels = (labelled, batch.labels) if in_mixed is None else (unlabelled, in_mixed)
@@ -198,9 +198,8 @@ class DualUncertainty(Recipe):
         """Exchange boxes in the view the students see.
 
         Returns:
-            The batch with that view; what does the same with logits `(U, K, *S)` of the weak view; where these are
-            true labels, bool `(U, *S)`, or None if nowhere; and the true labels there, -1 elsewhere, if the batch has
-            no labelled volumes besides any more, else None.
+            The batch with that view; what does the same with logits `(U, K, *S)` of the weak view; where these are true
+            labels, bool `(U, *S)`, or None; and these labels, -1 elsewhere, if no labelled volume is left, or None.
         """
         side = self.config.mix_side
         if side == 0:
@@ -279,6 +278,12 @@ class DualUncertainty(Recipe):
             denominator="negatives",
             return_stats=True,
         )
+
+
+def each(maps: Mapping[str, Tensor], make: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    """Return name -> what `make` makes of its map, once of a map that several names share, as all do with averages."""
+    made = {id(one): make(one) for one in {id(one): one for one in maps.values()}.values()}
+    return {name: made[id(one)] for name, one in maps.items()}
 
 
 def without_islands(logits: Tensor, *, classes: Sequence[int]) -> Tensor:

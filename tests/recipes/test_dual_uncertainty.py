@@ -203,6 +203,16 @@ def test_labelled_boxes_bring_their_labels_and_pseudo_labels_stay_outside():
     assert torch.equal(judged.movedim(1, -1)[~known], logits.movedim(1, -1)[~known])
 
 
+@pytest.mark.parametrize(("preset", "times"), [("averaged", 1), ("balanced", 2)])
+def test_pseudo_labels_that_both_nets_share_are_ranked_once(monkeypatch, preset, times):
+    recipe, calls = DualUncertainty(small_nets(), preset=preset), []
+    surest = recipe._surest
+    monkeypatch.setattr(recipe, "_surest", lambda logits, *rest: calls.append(logits) or surest(logits, *rest))
+    terms = recipe(small_batch(3), 1.0)
+    assert len(calls) == times
+    assert {f"filtered/{name}" for name in recipe.students} <= set(terms)
+
+
 def test_true_labels_are_kept_and_take_no_pseudo_label_s_place():
     recipe = copy_paste(small_nets(), filter_scope="volume", keep_fraction=0.25)
     logits = torch.randn(2, 2, 4, 4, 4)
