@@ -11,7 +11,7 @@ both are closed to training.
 
 The same command continues wherever it was interrupted, and a second process with the same command takes the cells that
 the first one has not begun: one thread each (OMP_NUM_THREADS=1) keeps two cores busy. --longer supervised=4300 adds a
-row supervised_4300 of as many steps, for one that takes as long as the method, and bidirectional=2000 a row of that
+row supervised_4300 of as many steps, for one that takes as long as the method, and late=2000 a row of that
 preset of the method; --rows trains some rows, and the supervised one. --medpy scores what is finished once more, under
 MedPy's convention and into a folder beside --out, whose table it prints. Every 100 steps `quality.csv` of a run gets
 the quality of its pseudo-labels on four unlabelled cases, whose labels serve that alone (all_labels has them in

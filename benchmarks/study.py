@@ -39,6 +39,7 @@ COPY_PASTE = {
     "bank-batch": {"bank": "batch"},
     "bank-ema": {"bank": "ema"},
     "boxes-of-unlabelled": {"mix_with": "unlabelled", "mix_side": 0.5},
+    "labelled-in-boxes-only": {"mix_with": "labelled_only"},
     "no-boxes": {"mix_with": "unlabelled", "mix_side": 0.0},
     "no-components": {"components": False},
     "from-the-start": {"unlabelled_from": 0.0},

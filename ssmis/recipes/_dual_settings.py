@@ -149,14 +149,14 @@ AVERAGED = DualUncertaintyConfig(
     ramp_end=1.0,
 )
 LATE = replace(AVERAGED, unlabelled_from=0.5, ramp_end=0.5, disagreement_weight=0.0)
-COPY_PASTE = replace(LATE, unlabelled_from=0.3, ramp_end=0.3, mix_side=2 / 3, mix_with="labelled", components=True)
 PRESETS = {
     "paper": DualUncertaintyConfig(),
     "balanced": DualUncertaintyConfig(filter_scope="class", pseudo_dice_weight=1.0),
     "averaged": AVERAGED,
     "late": LATE,
-    "copy_paste": COPY_PASTE,
-    "bidirectional": replace(COPY_PASTE, mix_with="labelled_only"),
+    "copy_paste": replace(
+        LATE, unlabelled_from=0.3, ramp_end=0.3, mix_side=2 / 3, mix_with="labelled", components=True
+    ),
     "public_code": DualUncertaintyConfig(
         disagreement_into="second",
         rectified_into="first",

@@ -74,9 +74,8 @@ class DualUncertainty(Recipe):
             averages of the nets give soft pseudo-labels, to the contrast too, strong views exchange boxes, the ramp
             lasts to the end, and the disagreement has weight 1), "late" (averaged; unlabelled volumes join half-way,
             and there is no disagreement), "copy_paste" (late; they join earlier, exchange boxes with labelled
-            volumes, and pseudo-labels have one component a class), "bidirectional" (copy_paste; labelled volumes are
-            seen in these mixtures only, which halves the cost of a step) or "public_code" (what the release
-            effectively optimises).
+            volumes, and pseudo-labels have one component a class) or "public_code" (what the release effectively
+            optimises).
         predict_with: names of the nets averaged in `predict`; default: both.
         overrides: fields of `DualUncertaintyConfig`.
 

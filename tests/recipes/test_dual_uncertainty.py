@@ -103,13 +103,6 @@ def test_copy_paste_differs_from_late_in_whose_boxes_are_mixed_and_from_when():
     }
 
 
-def test_bidirectional_differs_from_copy_paste_in_what_becomes_of_labelled_volumes():
-    pasted, both_ways = vars(PRESETS["copy_paste"]), vars(PRESETS["bidirectional"])
-    assert {name: both_ways[name] for name in pasted if pasted[name] != both_ways[name]} == {
-        "mix_with": "labelled_only"
-    }
-
-
 def test_averages_judge_the_weak_view_and_the_nets_see_the_strong_one():
     recipe = DualUncertainty(small_nets(), preset="averaged", mix_side=0.0)
     batch = small_batch(3)
