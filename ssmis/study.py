@@ -76,7 +76,8 @@ def run(
         callbacks: called in every training as those of `fit` are, such as `PseudoLabelQuality`; without looks at
             validation cases every `fit.callback_every` steps.
         nets_alone: score each net of the last checkpoint by itself, too, where a row has several.
-        against: rows that all others are held against, by the seed spread (`compare_seeds`).
+        against: rows that all others are held against, by the seed spread (`compare_seeds`), those of earlier calls
+            too.
         progress: show bars.
         tell: called with a line about what begins, such as `print`.
 
@@ -178,7 +179,8 @@ class _Plan:
         fixed["seeds"] = list(dict.fromkeys([*old.get("seeds", []), *seeds]))
         order = [name for name in {**old.get("steps", {}), **self.rows} if name != ALL_LABELS]
         steps = {name: steps[name] for name in (*order, ALL_LABELS) if name in steps}  # in the order of the table
-        return {**fixed, **ceiling, "against": list(against), "steps": steps, "seconds_per_step": seconds}
+        against = list(dict.fromkeys([*old.get("against", []), *against]))
+        return {**fixed, **ceiling, "against": against, "steps": steps, "seconds_per_step": seconds}
 
     @property
     def looks_at(self) -> Sequence[Case]:

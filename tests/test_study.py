@@ -154,6 +154,7 @@ def test_seeds_and_rows_may_be_added(copied, split):
     assert "fewer than two seeds" in str(study)
     study = study_of(split, copied, seeds=3)
     assert [cell.seed for cell in study.cells["cross"]] == [0, 1, 2]
+    assert "dual against cross: dice" in str(study)  # what an earlier call asked for
 
 
 def test_without_test_cases_the_validation_cases_are_scored_and_the_best_flatters(root, tmp_path):
