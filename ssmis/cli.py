@@ -154,10 +154,9 @@ def _compare(words: Sequence[str]) -> int:
         done = compare_methods(chosen, say)
     except KeyboardInterrupt:
         return fail(f"interrupted; continue with: {shlex.join(['ssmis', 'compare', *words])}", status=130)
-    if done.report is not None:
-        say(f"report: {done.report.resolve()}")
-        first, *others = map(str, list(done.runs.values())[-1])
-        suggest("predict", first, "IMAGE", "-o", "predictions", *(["--ensemble", *others] if others else []))
+    say(f"report: {done.report.resolve()}")
+    first, *others = map(str, list(done.runs.values())[-1])
+    suggest("predict", first, "IMAGE", "-o", "predictions", *(["--ensemble", *others] if others else []))
     return 0
 
 

@@ -1,22 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """Several methods and seeds on data of one's own: one split, every run trained and scored, one report."""
 
+import hashlib
 import json
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ssmis._optional import require
-from ssmis.data import DataError, find_dataset, make_split, write_split
+from ssmis.data import DataError, Split, find_dataset, make_split, survey, write_split
+from ssmis.data.layouts import Dataset
+from ssmis.data.splits import read_split
 from ssmis.data.texts import read_json
 from ssmis.engine.atomic import replace_text
 from ssmis.engine.beside import run_beside
 from ssmis.engine.lock import locked
 from ssmis.engine.scoring import evaluate_run
-from ssmis.engine.train import check_options, resolved, train
+from ssmis.engine.train import FREE_OPTIONS, plan_from, resolved, train
+from ssmis.engine.trained import build_recipe
 from ssmis.options import CompareOptions, TrainOptions
 from ssmis.registry import RECIPES
 from ssmis.report import report_runs
@@ -30,11 +34,11 @@ class Comparison:
 
     Attributes:
         runs: recipe -> its run folders, one a seed, the baseline first.
-        report: the HTML file, or None if none was asked for.
+        report: the HTML file.
     """
 
     runs: Mapping[str, Sequence[Path]]
-    report: Path | None
+    report: Path
 
 
 def compare_methods(
@@ -43,110 +47,184 @@ def compare_methods(
     """Train methods with several seeds on one split, score them, and compare them; `ssmis compare` is this function.
 
     `out/RECIPE_seedSEED` are run folders as `train` and `evaluate_run` write them, `out/split` the lists that all
-    share, `out/report.html` the report. The same call again continues: it leaves out what is scored and resumes what
-    was begun; recipes and seeds may be added.
+    share, `out/compare.json` what they were made with, `out/report.html` the report. The same call again continues: it
+    leaves out what is scored and resumes what was begun. Recipes and seeds may be added; other data or options are
+    refused. What no run could be trained with is told before the first one begins, and a run that fails does not keep
+    the others from being trained.
 
     Args:
         data: folder or table, or all options in one object.
-        tell: called with lines about what was found and decided, and those of the table.
+        tell: called with lines about what was found and decided, and those of the table; not with those of runs beside
+            each other, which print their own.
         options: of `CompareOptions`.
 
     Raises:
-        DataError: something is wrong with the data; what, by file name.
-        ValueError: an option that is out of range, or another one than the study in `out` was begun with.
-        RuntimeError: a run beside others failed, see what it told.
-        FileExistsError: another process trains one of the runs.
+        DataError: something is wrong with the data, by file name; or they are others than in `out`.
+        ValueError: an option that is out of range, or another one than the runs in `out` were made with.
+        RuntimeError: runs failed; each told why.
+        FileExistsError: another process begins in `out`.
     """
     chosen = data if isinstance(data, CompareOptions) else CompareOptions(data=str(data), **options)
-    recipes, seeds = chosen.recipes or list(BOTH), chosen.seeds or [0, 1, 2]
-    for name, given in (("recipes", recipes), ("seeds", seeds)):
-        if len(set(given)) < len(given):
-            raise ValueError(f"{name} is {given}; expected each once")
-    presets = _presets(chosen, recipes)
-    if chosen.beside < 1:
-        raise ValueError(f"beside is {chosen.beside}; expected at least 1")
     out = Path(chosen.out or Path("runs") / f"{Path(chosen.data).resolve().name.split('.')[0]}_compared")
-    same = {field.name for field in fields(TrainOptions)} & {field.name for field in fields(CompareOptions)}
-    shared = {name: getattr(chosen, name) for name in same}
-    lists = {role: str(out / "split" / f"{role}.list") for role in ("labelled", "test")}
-    todo: list[tuple[Path, TrainOptions]] = []
-    for recipe in recipes:
-        coefficients = None if recipe == "supervised" else chosen.coefficients
-        own = {"recipe": recipe, "preset": presets.get(recipe), "coefficients": coefficients, "resume": True}
-        for seed in seeds:
-            folder = out / f"{recipe}_seed{seed}"
-            run = TrainOptions(**shared | lists | own | {"out": str(folder), "seed": seed})
-            if (folder / "cases.csv").is_file():
-                check_options(resolved(run), folder / "options.json")
-            else:
-                todo.append((folder, run))
-    _split(chosen, recipes, out)
+    runs = _runs(chosen, out)
+    if chosen.keep and Path(chosen.keep).resolve() == out.resolve():
+        raise ValueError(f"keep is {chosen.keep}, the folder of the runs; expected another one")
+    dataset = find_dataset(chosen.data)
+    _begin(chosen, out, dataset, list(runs.values()))
+    todo = {folder: run for folder, run in runs.items() if not _scored(folder)}
+    errors: dict[Path, str] = {}
     if chosen.beside > 1 and len(todo) > 1:
-        _beside(chosen, [run for _, run in todo], out)
+        commands = [[sys.executable, "-m", "ssmis.compare", json.dumps(asdict(run))] for run in todo.values()]
+        status = run_beside(commands, at_once=chosen.beside, go_on=True)
+        if status == 128 + signal.SIGINT:
+            raise KeyboardInterrupt
+        if status == 128 + signal.SIGTERM:
+            raise SystemExit(status)
     else:
-        for folder, run in todo:
-            tell(f"{run.recipe}, seed {run.seed}")
-            train(run, tell)
-            evaluate_run(folder, tell, device=run.device, progress=run.progress)
-    runs = {recipe: [out / f"{recipe}_seed{seed}" for seed in seeds] for recipe in recipes}
-    folders = [folder for own_runs in runs.values() for folder in own_runs]
-    for folder in folders if chosen.keep else ():
+        for folder, run in todo.items():
+            errors[folder] = _finish(run, tell)
+    if failed := [folder for folder in todo if not _scored(folder)]:
+        told = "".join(f"\n  {errors.get(folder) or f'{folder.name}: see what it told'}" for folder in failed)
+        raise RuntimeError(f"{len(failed)} of {len(todo)} runs failed, which the same call tries again:{told}")
+    for folder in runs if chosen.keep else ():
         (Path(str(chosen.keep)) / folder.name).mkdir(parents=True, exist_ok=True)
         for scores in folder.glob("cases*.csv"):
             shutil.copyfile(scores, Path(str(chosen.keep)) / folder.name / scores.name)
-    if not chosen.report:
-        return Comparison(runs, None)
-    return Comparison(runs, report_runs(folders, tell, out=str(out / "report.html"), title=Path(chosen.data).name))
+    report = report_runs(list(runs), tell, out=str(out / "report.html"), title=Path(chosen.data).name)
+    by_recipe: dict[str, list[Path]] = {}
+    for folder, run in runs.items():
+        by_recipe.setdefault(run.recipe, []).append(folder)
+    return Comparison(by_recipe, report)
 
 
-def _presets(chosen: CompareOptions, recipes: list[str]) -> dict[str, str]:
-    """Recipe -> its preset, of RECIPE=PRESET words."""
-    for recipe in recipes:
-        RECIPES[recipe]  # an unknown one is told before anything is written
+def _runs(chosen: CompareOptions, out: Path) -> dict[Path, TrainOptions]:
+    """Run folder -> its options, method by method.
+
+    Raises:
+        ValueError: an option is out of range, or names nothing.
+    """
+    recipes = ["supervised", "dual_uncertainty"] if chosen.recipes is None else chosen.recipes
+    seeds = [0, 1, 2] if chosen.seeds is None else chosen.seeds
+    for name, given in (("recipes", recipes), ("seeds", seeds)):
+        if not given or len(set(given)) < len(given):
+            raise ValueError(f"{name} is {given}; expected at least one, each once")
+    if chosen.beside < 1:
+        raise ValueError(f"beside is {chosen.beside}; expected at least 1")
     presets: dict[str, str] = {}
     for word in chosen.presets or ():
         recipe, _, preset = word.partition("=")
         if recipe not in recipes or not preset or recipe in presets:
             raise ValueError(f"presets has {word!r}; expected RECIPE=PRESET, once for each of {', '.join(recipes)}")
         presets[recipe] = preset
-    return presets
+    own: dict[str, list[str]] = {recipe: [] for recipe in recipes}
+    for word in chosen.coefficients or ():
+        of, dot, _ = word.partition("=")[0].rpartition(".")
+        if dot and of not in recipes:
+            raise ValueError(f"coefficients has {word!r}; expected RECIPE.NAME=VALUE of one of {', '.join(recipes)}")
+        for recipe in [of] if dot else [recipe for recipe in recipes if recipe != "supervised"]:
+            own[recipe].append(word.removeprefix(f"{recipe}."))
+    same = {field.name for field in fields(TrainOptions)} & {field.name for field in fields(CompareOptions)}
+    shared = {name: getattr(chosen, name) for name in same}
+    shared |= {role: str(out / "split" / f"{role}.list") for role in ("labelled", "test")} | {"resume": True}
+    runs = {}
+    for recipe in recipes:
+        RECIPES[recipe]  # an unknown one is an error that names the known ones
+        shared |= {"recipe": recipe, "preset": presets.get(recipe), "coefficients": own[recipe] or None}
+        for seed in seeds:
+            folder = out / f"{recipe}_seed{seed}"
+            runs[folder] = resolved(TrainOptions(**shared | {"out": str(folder), "seed": seed}))
+    return runs
 
 
-def _split(chosen: CompareOptions, recipes: list[str], out: Path) -> None:
-    """One split for all runs: made once, and only ever read with the options that it was made with."""
-    made = {name: getattr(chosen, name) for name in ("labelled", "test", "split_seed")}
-    record = out / "split" / "made_by.json"
+def _begin(chosen: CompareOptions, out: Path, dataset: Dataset, runs: Sequence[TrainOptions]) -> None:
+    """Make the split, or read it and hold data and options against those that it was made with."""
+    made_with = _made_with(chosen, dataset, runs)
+    record = out / "compare.json"
     if record.is_file():
-        if (old := read_json(record)) != made:
-            raise ValueError(f"{record.parent} was made by {old} and not by {made}; choose another folder with --out")
-        return
-    split = make_split(find_dataset(chosen.data), labelled=chosen.labelled, test=chosen.test, seed=chosen.split_seed)
-    if not split.test:
-        raise DataError(f"test is {chosen.test!r}, which holds no case out; expected some to compare the methods on")
-    if not split.unlabelled and recipes != ["supervised"]:
+        old = read_json(record)
+        for kind in ("options", "data", *(f"options of {run.recipe}" for run in runs)):
+            before, now = old.get(kind, made_with[kind]), made_with[kind]
+            if changed := [name for name in before | now if before.get(name) != now.get(name)]:
+                told = ", ".join(f"{name} was {before.get(name)} and is {now.get(name)}" for name in changed)
+                raise ValueError(f"{out} was made with other {kind}: {told}; choose another folder with --out")
+        split = read_split(dataset, out / "split")
+    else:
+        split = make_split(dataset, labelled=chosen.labelled, test=chosen.test, seed=chosen.split_seed)
+        if not split.test:
+            raise DataError(f"test is {chosen.test!r}, which holds no case out; expected some to compare on")
+    if not split.unlabelled and any(run.recipe != "supervised" for run in runs):
         told = f"{chosen.data} has no case without a label, and labelled is {chosen.labelled!r}"
         raise DataError(f"{told}; expected fewer, such as 10%, so that there is something unlabelled to learn from")
+    _try_out(dataset, split, runs)
     with locked(out):
-        write_split(split, out / "split")
-        replace_text(record, json.dumps(made))
+        old = read_json(record) if record.is_file() else {}
+        if not old:
+            write_split(split, out / "split")
+        replace_text(record, json.dumps(old | made_with, indent=1))
 
 
-def _beside(chosen: CompareOptions, runs: list[TrainOptions], out: Path) -> None:
-    """Every run in a process of its own, some at a time."""
-    yaml = require("yaml", extra="medical", purpose="compare.yaml")
-    replace_text(
-        out / "compare.yaml", yaml.safe_dump(asdict(replace(chosen, out=str(out), presets=None)), sort_keys=False)
-    )
-    one = [sys.executable, "-m", "ssmis", "compare", "--config", str(out / "compare.yaml")]
-    quiet = ["--beside", "1", "--report", "false", "--progress", "false"]
-    commands = []
-    for run in runs:
-        preset = ["--presets", f"{run.recipe}={run.preset}"] if run.preset else []
-        commands.append([*one, *quiet, "--recipes", run.recipe, "--seeds", str(run.seed), *preset])
-    if status := run_beside(commands, at_once=chosen.beside):
-        if status == 130:
-            raise KeyboardInterrupt
-        raise RuntimeError(f"a run ended with status {status}, see what it told; the same command continues the others")
+def _made_with(chosen: CompareOptions, dataset: Dataset, runs: Sequence[TrainOptions]) -> dict[str, dict[str, Any]]:
+    """What a second call must not change: options of all runs, the data, and what each method has of its own."""
+    own = ("recipe", "seed", "preset", "coefficients", "labelled", "test")
+    shared = {name: value for name, value in asdict(runs[0]).items() if name not in (*own, *FREE_OPTIONS)}
+    shared |= {name: getattr(chosen, name) for name in ("labelled", "test", "split_seed")}
+    sizes = {case.id: [path.stat().st_size for path in (case.image, case.label) if path] for case in dataset.cases}
+    digest = hashlib.sha256(json.dumps(sorted(sizes.items())).encode())
+    for case in dataset.labelled[:1]:
+        digest.update(Path(case.image).read_bytes())
+    data = {"cases": len(sizes), "sha256 of sizes and the first image": digest.hexdigest()}
+    methods = {
+        f"options of {run.recipe}": {name: getattr(run, name) for name in ("preset", "coefficients")} for run in runs
+    }
+    found: dict[str, dict[str, Any]] = json.loads(json.dumps({"options": shared, "data": data, **methods}))
+    return found
 
 
-BOTH = ("supervised", "dual_uncertainty")
+def _try_out(dataset: Dataset, split: Split, runs: Sequence[TrainOptions]) -> None:
+    """Build every method on a plan for the labelled cases: a wrong name is told before anything is trained."""
+    facts, issues = survey(dataset, split.labelled)
+    if any(issue.serious for issue in issues):
+        return  # the first training tells them all
+    for run in {run.recipe: run for run in runs}.values():
+        build_recipe(run, plan_from(facts, dataset, run))
+
+
+def _scored(folder: Path) -> bool:
+    """Whether a run is trained and its scores are complete."""
+    record = folder / "protocol.json"
+    return record.is_file() and (folder / "cases.csv").is_file() and "evaluation" in read_json(record)
+
+
+def _finish(run: TrainOptions, tell: Callable[[str], object]) -> str:
+    """Train and score a run, or what is left of it; returns what went wrong, with the name of the run, or nothing."""
+    name = Path(str(run.out)).name
+
+    def named(line: str) -> None:
+        tell(f"{name}: {line}")
+
+    try:
+        train(run, named)
+        evaluate_run(str(run.out), named, dataset=run.data, device=run.device, progress=run.progress)
+    except (ValueError, OSError, RuntimeError, ArithmeticError) as error:
+        return f"{name}: {error}"
+    return ""
+
+
+def _main() -> int:
+    """One run beside others, whose options are the only argument, as JSON."""
+
+    def say(line: str) -> None:
+        sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
+
+    try:
+        error = _finish(TrainOptions(**json.loads(sys.argv[1]) | {"progress": False}), say)
+    except KeyboardInterrupt:
+        return 130
+    if error:
+        sys.stderr.write(f"ssmis: {error}\n")
+    return 1 if error else 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main())

@@ -95,10 +95,9 @@ class CompareOptions:
         seeds: of weights and batches; default: 0 1 2.
         split_seed: of the split, which all runs share.
         presets: RECIPE=PRESET, in place of what `ssmis train` takes.
-        coefficients: NAME=VALUE, of every recipe but supervised.
+        coefficients: NAME=VALUE of every recipe but supervised, or RECIPE.NAME=VALUE of one.
         beside: runs at the same time, each with one thread.
         keep: folder to which the scores of all cases are copied.
-        report: write the report; false: train and score alone.
         nets: see `ssmis train --help`, as for all that follow.
         labelled: cases that keep their labels.
         test: held-out cases.
@@ -126,7 +125,6 @@ class CompareOptions:
     coefficients: list[str] | None = None
     beside: int = 1
     keep: str | None = None
-    report: bool = True
     nets: list[str] | None = None
     labelled: str = "all"
     test: str = "20%"

@@ -13,7 +13,19 @@ import torch
 
 from ssmis._checks import check_choice
 from ssmis._optional import require
-from ssmis.data import Augment, Cache, Case, DataError, Plan, Split, find_dataset, make_plan, survey
+from ssmis.data import (
+    Augment,
+    Cache,
+    Case,
+    CaseFacts,
+    DataError,
+    Plan,
+    Split,
+    find_dataset,
+    make_plan,
+    read_list,
+    survey,
+)
 from ssmis.data.components import pieces_of
 from ssmis.data.layouts import Dataset
 from ssmis.data.plan import INTENSITIES
@@ -107,7 +119,7 @@ def _prepared(
     if main and started and not chosen.resume:
         raise FileExistsError(f"{folder} holds a run already; add --resume, or choose another folder with --out")
     if main and started:
-        check_options(chosen, folder / "options.json")
+        _check_options(chosen, folder / "options.json")
     if started or not main:  # what was stopped before its first checkpoint is planned anew
         plan, split = Plan.read(folder / "plan.json"), read_split(dataset, folder / "split")
     else:
@@ -118,17 +130,8 @@ def _prepared(
     return plan, split, _cache(plan, cases, folder.parent / "cache", progress=chosen.progress and main)
 
 
-def check_options(chosen: TrainOptions, stored: Path) -> None:
-    """A resumed run takes plan and split from its folder: options that decide them must be those it began with.
-
-    Args:
-        chosen: resolved.
-        stored: `options.json` of the run.
-
-    Raises:
-        ValueError: they are others.
-        DataError: `stored` cannot be read.
-    """
+def _check_options(chosen: TrainOptions, stored: Path) -> None:
+    """A resumed run takes plan and split from its folder: options that decide them must be those it began with."""
     try:
         old = asdict(checked(TrainOptions, read_json(stored)))
     except DataError:
@@ -136,7 +139,11 @@ def check_options(chosen: TrainOptions, stored: Path) -> None:
     except ValueError as error:
         raise DataError(f"{stored}: {error}") from error
     new, old = ({**own, "coefficients": spelled(own["coefficients"])} for own in (asdict(chosen), old))
-    changed = [name for name, value in new.items() if value != old[name] and name not in _MAY_CHANGE]
+    for role in ("labelled", "val", "test"):  # a list elsewhere that names the same cases is the same
+        own = stored.parent / "split" / f"{role}.list"
+        if Path(new[role]).is_file() and own.is_file() and set(read_list(new[role])) == set(read_list(own)):
+            new[role] = old[role]
+    changed = [name for name, value in new.items() if value != old[name] and name not in FREE_OPTIONS]
     if changed:
         told = ", ".join(f"{name} was {old[name]} and is {new[name]}" for name in changed)
         again = f"ssmis train --config {stored.with_name('config.yaml')} --resume"
@@ -184,7 +191,21 @@ def _planned(dataset: Dataset, options: TrainOptions, folder: Path) -> tuple[Pla
         told = "".join(f"\n  {issue}" for issue in serious[:5])
         count = f"{len(serious)} problem{'s' if len(serious) > 1 else ''}"
         raise DataError(f"{dataset.root}: {count}, see ssmis inspect {options.data}{told}{more}")
-    plan = make_plan(
+    plan = plan_from(facts, dataset, options)
+    build_recipe(options, plan)  # a wrong name is told before anything is written
+    folder.mkdir(parents=True, exist_ok=True)
+    write_split(split, folder / "split")
+    stored = asdict(replace(options, resume=False))
+    (folder / "options.json").write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+    yaml = require("yaml", extra="medical", purpose="config.yaml")
+    (folder / "config.yaml").write_text(yaml.safe_dump(stored, sort_keys=False), encoding="utf-8")
+    plan.save(folder / "plan.json")
+    return plan, split
+
+
+def plan_from(facts: Sequence[CaseFacts], dataset: Dataset, options: TrainOptions) -> Plan:
+    """The plan for cases that were looked through, with what the options say."""
+    return make_plan(
         facts,
         label_names=dataset.label_names,
         channel_names=dataset.channel_names,
@@ -195,15 +216,6 @@ def _planned(dataset: Dataset, options: TrainOptions, folder: Path) -> tuple[Pla
         intensity=options.intensity,
         memory_gb=options.memory_gb or 2.0,
     )
-    build_recipe(options, plan)  # a wrong name is told before anything is written
-    folder.mkdir(parents=True, exist_ok=True)
-    write_split(split, folder / "split")
-    stored = asdict(replace(options, resume=False))
-    (folder / "options.json").write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
-    yaml = require("yaml", extra="medical", purpose="config.yaml")
-    (folder / "config.yaml").write_text(yaml.safe_dump(stored, sort_keys=False), encoding="utf-8")
-    plan.save(folder / "plan.json")
-    return plan, split
 
 
 def _about(plan: Plan, split: Split) -> list[str]:
@@ -283,5 +295,5 @@ def progress_of(show: bool, what: str) -> Callable[[Iterable[Any]], Iterable[Any
     return lambda items: tqdm(items, desc=what, unit="case", dynamic_ncols=True, leave=False)
 
 
-_MAY_CHANGE = ("data", "out", "device", "memory_gb", "resume", "progress")
+FREE_OPTIONS = ("data", "out", "device", "memory_gb", "resume", "progress")
 _PREPARES = ("dims", "channels", "label_values", "spacing_mm")

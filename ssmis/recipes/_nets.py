@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The nets that recipes train when they are given none."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ssmis.nets import ResNetUNet, TimmUNet, UNet, VNet
 
@@ -129,3 +129,9 @@ def encoder_space(nets: Mapping[str, nn.Module], *, levels: int) -> tuple[int, i
                 f"expected {space} to match net {first!r}: their features are compared level by level"
             )
     return space
+
+
+def each(maps: Mapping[str, Tensor], make: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    """Return name -> what `make` makes of its map, once of a map that several names share, as all do with averages."""
+    made = {id(one): make(one) for one in {id(one): one for one in maps.values()}.values()}
+    return {name: made[id(one)] for name, one in maps.items()}

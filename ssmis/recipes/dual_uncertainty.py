@@ -29,7 +29,7 @@ from ssmis.memory import Bank, gather_candidates, sample_per_class, sample_voxel
 from ssmis.nets import EMA
 from ssmis.nets.output import NetOutput
 from ssmis.recipes._dual_settings import PRESETS, DualUncertaintyConfig
-from ssmis.recipes._nets import two_nets
+from ssmis.recipes._nets import each, two_nets
 from ssmis.recipes.base import Recipe, Terms
 from ssmis.registry import BANKS, RECIPES
 from ssmis.schedules import ramp_to
@@ -223,6 +223,9 @@ class DualUncertainty(Recipe):
         batch = replace(batch, strong=(mixed.images,), valid=mixed.labels >= 0)
         if self.config.mix_with == "labelled":
             return batch, with_labels, mixed.labelled, None
+        if len(batch.labelled) > len(view):
+            told = f"the batch has {len(batch.labelled)} labelled and {len(view)} unlabelled volumes"
+            raise ValueError(f"{told}; mix_with 'labelled_only' mixes each with one")
         batch = replace(batch, labelled=batch.labelled[:0], labels=batch.labels[:0], cases=batch.cases[-len(view) :])
         return batch, with_labels, mixed.labelled, mixed.labels.where(mixed.labelled, -1)
 
@@ -277,12 +280,6 @@ class DualUncertainty(Recipe):
             denominator="negatives",
             return_stats=True,
         )
-
-
-def each(maps: Mapping[str, Tensor], make: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-    """Return name -> what `make` makes of its map, once of a map that several names share, as all do with averages."""
-    made = {id(one): make(one) for one in {id(one): one for one in maps.values()}.values()}
-    return {name: made[id(one)] for name, one in maps.items()}
 
 
 def without_islands(logits: Tensor, *, classes: Sequence[int]) -> Tensor:

@@ -99,7 +99,15 @@ def test_a_signal_is_told_as_a_shell_tells_it():
     assert run_beside([python("import os; os.kill(os.getpid(), 9)")]) == 128 + 9
 
 
-def test_ctrl_c_ends_all(tmp_path):
+def test_one_that_fails_leaves_the_others_alone_on_request(tmp_path):
+    writes = "import sys; open(sys.argv[1], 'w')"
+    commands = [python("import sys; sys.exit(3)"), python("import sys; sys.exit(4)"), python(writes, tmp_path / "c")]
+    assert run_beside(commands, at_once=1, go_on=True) == 3
+    assert (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_and_sigterm_end_all(tmp_path, number, status):
     a = tmp_path / "a"
     inner = python(WAITS, a, tmp_path / "never")
     outer = subprocess.Popen(
@@ -115,6 +123,6 @@ def test_ctrl_c_ends_all(tmp_path):
     deadline = time.monotonic() + 60
     while not a.exists() and time.monotonic() < deadline:
         time.sleep(0.02)
-    os.kill(outer.pid, signal.SIGINT)
-    assert outer.wait(timeout=60) == 130
+    os.kill(outer.pid, number)
+    assert outer.wait(timeout=60) == status
     assert a.read_text() == "terminated"

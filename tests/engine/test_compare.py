@@ -2,14 +2,19 @@
 """`ssmis compare`: methods and seeds on one split, to be continued."""
 
 import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from data.folders import plain
 
 from ssmis import cli, compare_methods
-from ssmis.data import DataError
+from ssmis.data import DataError, find_dataset, make_split, read_list
+from ssmis.engine.lock import locked
 from ssmis.metrics import read_cases_csv
 
 pytest.importorskip("nibabel")
@@ -30,13 +35,16 @@ def test_runs_share_a_split_and_the_same_call_adds_what_is_missing(data, tmp_pat
     assert done.report == tmp_path / "out" / "report.html"
     assert done.report.is_file()
     assert [path.name for runs in done.runs.values() for path in runs] == ["supervised_seed0", "dual_uncertainty_seed0"]
-    assert [line for line in told if line.endswith("seed 0")] == ["supervised, seed 0", "dual_uncertainty, seed 0"]
+    assert {line.partition(":")[0] for line in told if "_seed0: " in line} == {
+        "supervised_seed0",
+        "dual_uncertainty_seed0",
+    }
     first = tmp_path / "out" / "supervised_seed0"
     times = {path: path.stat().st_mtime_ns for path in first.rglob("*") if path.is_file()}
     told.clear()
     kept = tmp_path / "kept"
     compare_methods(data, told.append, seeds=[0, 1], presets=["dual_uncertainty=late"], keep=str(kept), **few)
-    assert [line for line in told if "seed 0" in line] == []
+    assert [line for line in told if line.startswith(("supervised_seed0: ", "dual_uncertainty_seed0: "))] == []
     assert times == {path: path.stat().st_mtime_ns for path in first.rglob("*") if path.is_file()}
     assert any(line.startswith("dual_uncertainty minus supervised: Dice") for line in told)
     names = [f"{recipe}_seed{seed}" for recipe in few["recipes"] for seed in (0, 1)]
@@ -49,25 +57,70 @@ def test_runs_share_a_split_and_the_same_call_adds_what_is_missing(data, tmp_pat
     assert len({record["labelled"]["sha256"] for record in records}) == 1
 
 
-def test_other_options_than_the_first_are_refused(data, tmp_path):
+def test_other_options_or_data_than_the_first_are_refused(data, tmp_path):
     few = SMALL | {"out": str(tmp_path / "out"), "recipes": ["supervised"], "seeds": [0]}
     compare_methods(data, **few)
     before = (tmp_path / "out" / "supervised_seed0" / "cases.csv").read_bytes()
-    with pytest.raises(ValueError, match="steps was 2 and is 3"):
-        compare_methods(data, **few | {"steps": 3})
-    with pytest.raises(ValueError, match=r"was made by .*'test': '2'.* choose another folder"):
-        compare_methods(data, **few | {"test": "1"})
+    for changed, told in (
+        ({"steps": 3}, "made with other options: steps was 2 and is 3"),
+        ({"steps": 3, "seeds": [5]}, "made with other options: steps was 2 and is 3"),
+        ({"test": "1"}, "made with other options: test was 2 and is 1"),
+        ({"split_seed": 1}, "made with other options: split_seed was 0 and is 1"),
+        ({"presets": ["supervised=x"]}, "made with other options of supervised: preset was None and is x"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            compare_methods(data, **few | changed)
+    other = plain(tmp_path / "data", labelled=5, unlabelled=3)
+    with pytest.raises(ValueError, match="made with other data: cases was 7 and is 8"):
+        compare_methods(other, **few | {"seeds": [5]})
     assert (tmp_path / "out" / "supervised_seed0" / "cases.csv").read_bytes() == before
+    assert not (tmp_path / "out" / "supervised_seed5").exists()
+
+
+def test_a_moved_folder_and_moved_data_go_on(data, tmp_path, monkeypatch):
+    few = SMALL | {"recipes": ["supervised"]}
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(data, "scans")
+    compare_methods("scans", out="out", seeds=[0], **few)
+    unscored = tmp_path / "out" / "supervised_seed0"
+    (unscored / "cases.csv").unlink()  # as if it had been stopped while it was scored
+    os.rename("out", "moved")
+    os.rename("scans", "elsewhere")
+    done = compare_methods(tmp_path / "elsewhere", out=str(tmp_path / "moved"), seeds=[0, 1], **few)
+    assert [len(read_cases_csv(folder / "cases.csv")) for folder in done.runs["supervised"]] == [2, 2]
+
+
+def test_the_split_seed_and_coefficients_reach_the_runs(data, tmp_path):
+    few = SMALL | {"recipes": ["supervised", "dual_uncertainty", "uc_seg"], "seeds": [0], "patch": [16, 16, 16]}
+    words = ["pseudo_dice_weight=0.5", "uc_seg.pseudo_weight=0.25"]
+    with pytest.raises(ValueError, match="pseudo_dice_weight"):  # which uc_seg has not
+        compare_methods(data, out=str(tmp_path / "out"), coefficients=words, **few)
+    assert not (tmp_path / "out").exists()
+    words[0] = f"dual_uncertainty.{words[0]}"
+    done = compare_methods(data, out=str(tmp_path / "out"), coefficients=words, split_seed=3, **few)
+    records = [json.loads((folder[0] / "protocol.json").read_text()) for folder in done.runs.values()]
+    assert [record["coefficients"] for record in records] == [None, ["pseudo_dice_weight=0.5"], ["pseudo_weight=0.25"]]
+    split = make_split(find_dataset(data), labelled="2", test="2", seed=3)
+    assert records[0]["labelled"]["cases"] == [case.id for case in split.labelled]
+    assert read_list(tmp_path / "out" / "split" / "test.list") == [case.id for case in split.test]
 
 
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
         ({"recipes": ["supervised", "nothing"]}, "nothing"),
-        ({"recipes": ["supervised", "supervised"]}, "expected each once"),
-        ({"seeds": [0, 0]}, "expected each once"),
+        ({"recipes": ["supervised", "supervised"]}, "expected at least one, each once"),
+        ({"seeds": [0, 0]}, "expected at least one, each once"),
         ({"presets": ["uc_seg=ours"]}, "presets has 'uc_seg=ours'; expected RECIPE=PRESET"),
         ({"presets": ["late"]}, "presets has 'late'; expected RECIPE=PRESET"),
+        ({"presets": ["dual_uncertainty=nothing"]}, "nothing"),
+        ({"coefficients": ["nothing=1"]}, "nothing"),
+        ({"coefficients": ["uc_seg.nothing=1"]}, r"expected RECIPE\.NAME=VALUE"),
+        ({"nets": ["nothing"]}, "nothing"),
+        ({"recipes": []}, "expected at least one, each once"),
+        ({"seeds": [-1]}, "seed is -1"),
+        ({"steps": 0}, "steps is 0"),
+        ({"keep": "out"}, "keep is .*, the folder of the runs"),
         ({"beside": 0}, "beside is 0; expected at least 1"),
         ({"test": "0"}, "test is '0', which holds no case out"),
         ({"labelled": "all", "data": "all"}, "has no case without a label, and labelled is 'all'; expected fewer"),
@@ -75,6 +128,8 @@ def test_other_options_than_the_first_are_refused(data, tmp_path):
 )
 def test_what_could_not_be_compared_is_told_before_anything_is_written(data, tmp_path, wrong, told):
     wrong = dict(wrong)
+    if "keep" in wrong:
+        wrong["keep"] = str(tmp_path / "out")
     if wrong.pop("data", None):
         data = plain(tmp_path / "data", labelled=4, unlabelled=0)
     with pytest.raises((ValueError, DataError), match=told):
@@ -105,21 +160,52 @@ def test_the_command_trains_beside_and_continues(data, tmp_path, capfd):
         record = json.loads((tmp_path / "out" / f"{recipe}_seed0" / "protocol.json").read_text())
         assert record["preset"] == preset
     assert cli.main(words) == 0
-    assert "supervised, seed 0" not in capfd.readouterr().out
+    assert "supervised_seed0: " not in capfd.readouterr().out
 
 
-def test_a_run_that_fails_beside_others_is_told(data, tmp_path, capfd):
-    few = SMALL | {"out": str(tmp_path / "out"), "recipes": ["supervised"], "seeds": [0, 1], "beside": 2}
-    with pytest.raises(RuntimeError, match="a run ended with status 1, see what it told"):
-        compare_methods(data, **few | {"nets": ["nothing"]})
-    assert "nothing" in capfd.readouterr().err
+@pytest.mark.parametrize("beside", [1, 2])
+def test_a_run_that_fails_does_not_keep_the_others_from_being_scored(data, tmp_path, beside):
+    out = tmp_path / "out"
+    few = SMALL | {"out": str(out), "recipes": ["supervised"], "beside": beside}
+    (out / "supervised_seed0").mkdir(parents=True)
+    (out / "supervised_seed0" / "split").write_text("in the way")
+    with pytest.raises(
+        RuntimeError, match="1 of 2 runs failed, which the same call tries again:\n  supervised_seed0: "
+    ):
+        compare_methods(data, seeds=[0, 1], **few)
+    assert (out / "supervised_seed1" / "cases.csv").is_file()
+    (out / "supervised_seed0" / "split").unlink()
+    assert compare_methods(data, seeds=[0, 1], **few).report.is_file()
+
+
+def test_what_has_labels_alone_is_told_on_a_folder_with_a_split_too(tmp_path):
+    data, few = plain(tmp_path / "data", labelled=4, unlabelled=0), SMALL | {"labelled": "all", "seeds": [0]}
+    compare_methods(data, out=str(tmp_path / "out"), recipes=["supervised"], **few)
+    with pytest.raises(DataError, match="has no case without a label"):
+        compare_methods(data, out=str(tmp_path / "out"), **few)
+
+
+def test_sigterm_ends_the_runs_beside_each_other_with_their_checkpoints(data, tmp_path):
+    words = ["compare", str(data), "--out", str(tmp_path / "out"), "--seeds", "0", "1", "--recipes", "supervised"]
+    words += ["--nets", "unet", "--width", "2", "--steps", "100000", "--patch", "8", "8", "8", "--batch", "1"]
+    words += ["--test", "2", "--labelled", "2", "--device", "cpu", "--beside", "2", "--progress", "false"]
+    child = subprocess.Popen([sys.executable, "-m", "ssmis", *words])
+    logs = [tmp_path / "out" / f"supervised_seed{seed}" / "metrics.csv" for seed in (0, 1)]
+    deadline = time.monotonic() + 240
+    while not all(log.is_file() and log.stat().st_size > 1000 for log in logs) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    child.send_signal(signal.SIGTERM)
+    assert child.wait(timeout=120) == 143
+    for log in logs:
+        with locked(log.parent):  # no training holds it any more
+            assert (log.parent / "checkpoints" / "last.pt").is_file()
 
 
 def test_ctrl_c_ends_with_130_and_the_command_that_continues(data, tmp_path, capfd, monkeypatch):
     def interrupted(*arguments, **named):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sys.modules["ssmis.compare"], "train", interrupted)
+    monkeypatch.setattr("ssmis.compare.train", interrupted)
     words = ["compare", str(data), "--out", str(tmp_path / "out"), "--test", "2", "--labelled", "2"]
     assert cli.main(words) == 130
     assert f"continue with: ssmis {' '.join(words)}" in capfd.readouterr().err

@@ -268,6 +268,13 @@ def test_with_labelled_volumes_in_mixtures_only_the_nets_see_no_others_and_learn
                                                           "pseudo_dice", "contrast"}  # fmt: skip
 
 
+def test_labelled_volumes_without_a_partner_are_refused_where_mixtures_are_all_there_is():
+    recipe = DualUncertainty(small_nets(), preset="averaged", mix_with="labelled_only")
+    with pytest.raises(ValueError, match="3 labelled and 1 unlabelled volumes; mix_with 'labelled_only' mixes each"):
+        recipe(small_batch(labelled=3, unlabelled=1), 1.0)
+    copy_paste(small_nets())(small_batch(labelled=3, unlabelled=1), 1.0)
+
+
 def test_pseudo_labels_keep_one_component_of_each_class():
     labels = torch.zeros(1, 8, 8, 8, dtype=torch.long)
     labels[0, 1:4, 1:4, 1:4], labels[0, 6:, 6:, 6:], labels[0, 1, 6, 6] = 1, 1, 2
