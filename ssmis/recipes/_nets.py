@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The nets that recipes train when they are given none."""
+"""The nets that recipes train when they are given none, and what is computed for each of several nets."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
