@@ -5,9 +5,10 @@ import hashlib
 import json
 import shutil
 import signal
+import statistics
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,11 @@ from ssmis.engine.train import FREE_OPTIONS, plan_from, resolved, train
 from ssmis.engine.trained import build_recipe
 from ssmis.options import CompareOptions, TrainOptions
 from ssmis.registry import RECIPES
-from ssmis.report import report_runs
+from ssmis.report import ReportRun, report_runs
 
 __all__ = ["Comparison", "compare_methods"]
+
+_EQUAL_TIME = "steps of the baseline in the time of"
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,8 @@ class Comparison:
     """Trained and scored methods.
 
     Attributes:
-        runs: recipe -> its run folders, one a seed, the baseline first.
+        runs: recipe -> its run folders, one a seed, the baseline first; after it, with `equal_time`, the baseline of
+            more steps as RECIPE_STEPS.
         report: the HTML file.
     """
 
@@ -52,6 +56,9 @@ def compare_methods(
     refused. What no run could be trained with is told before the first one begins, and a run that fails does not keep
     the others from being trained.
 
+    `equal_time` adds runs of the baseline, `out/RECIPE_STEPS_seedSEED`, with as many steps as would have taken as long
+    as the slowest method did, by the median minutes of the runs just made; `out/compare.json` keeps the number.
+
     Args:
         data: folder or table, or all options in one object.
         tell: called with lines about what was found and decided, and those of the table; not with those of runs beside
@@ -67,34 +74,30 @@ def compare_methods(
     chosen = data if isinstance(data, CompareOptions) else CompareOptions(data=str(data), **options)
     out = Path(chosen.out or Path("runs") / f"{Path(chosen.data).resolve().name.split('.')[0]}_compared")
     runs = _runs(chosen, out)
+    if chosen.equal_time and len({run.recipe for run in runs.values()}) == 1:
+        raise ValueError("equal_time with one method; expected another one, beside which the baseline is trained")
     if chosen.keep and Path(chosen.keep).resolve() == out.resolve():
         raise ValueError(f"keep is {chosen.keep}, the folder of the runs; expected another one")
     dataset = find_dataset(chosen.data)
-    _begin(chosen, out, dataset, list(runs.values()))
-    todo = {folder: run for folder, run in runs.items() if not _scored(folder)}
-    errors: dict[Path, str] = {}
-    if chosen.beside > 1 and len(todo) > 1:
-        commands = [[sys.executable, "-m", "ssmis.compare", json.dumps(asdict(run))] for run in todo.values()]
-        status = run_beside(commands, at_once=chosen.beside, go_on=True)
-        if status == 128 + signal.SIGINT:
-            raise KeyboardInterrupt
-        if status == 128 + signal.SIGTERM:
-            raise SystemExit(status)
-    else:
-        for folder, run in todo.items():
-            errors[folder] = _finish(run, tell)
-    if failed := [folder for folder in todo if not _scored(folder)]:
-        told = "".join(f"\n  {errors.get(folder) or f'{folder.name}: see what it told'}" for folder in failed)
-        raise RuntimeError(f"{len(failed)} of {len(todo)} runs failed, which the same call tries again:{told}")
+    split = _split(chosen, out, dataset, list(runs.values()))
+    _try_out(dataset, split, runs.values())
+    _record(chosen, out, dataset, split, list(runs.values()))
+    _train_and_score(runs, tell, beside=chosen.beside)
+    if chosen.equal_time:
+        longer = _as_long(out, runs, tell)
+        _train_and_score(longer, tell, beside=chosen.beside)
+        baseline = next(iter(runs.values())).recipe
+        own = {folder: run for folder, run in runs.items() if run.recipe == baseline}
+        runs = own | longer | runs
     for folder in runs if chosen.keep else ():
         (Path(str(chosen.keep)) / folder.name).mkdir(parents=True, exist_ok=True)
         for scores in folder.glob("cases*.csv"):
             shutil.copyfile(scores, Path(str(chosen.keep)) / folder.name / scores.name)
     report = report_runs(list(runs), tell, out=str(out / "report.html"), title=Path(chosen.data).name)
-    by_recipe: dict[str, list[Path]] = {}
-    for folder, run in runs.items():
-        by_recipe.setdefault(run.recipe, []).append(folder)
-    return Comparison(by_recipe, report)
+    by_method: dict[str, list[Path]] = {}
+    for folder in runs:
+        by_method.setdefault(folder.name.rpartition("_seed")[0], []).append(folder)
+    return Comparison(by_method, report)
 
 
 def _runs(chosen: CompareOptions, out: Path) -> dict[Path, TrainOptions]:
@@ -136,31 +139,29 @@ def _runs(chosen: CompareOptions, out: Path) -> dict[Path, TrainOptions]:
     return runs
 
 
-def _begin(chosen: CompareOptions, out: Path, dataset: Dataset, runs: Sequence[TrainOptions]) -> None:
-    """Make the split, or read it and hold data and options against those that it was made with."""
-    made_with = _made_with(chosen, dataset, runs)
-    record = out / "compare.json"
-    if record.is_file():
-        old = read_json(record)
-        for kind in ("options", "data", *(f"options of {run.recipe}" for run in runs)):
-            before, now = old.get(kind, made_with[kind]), made_with[kind]
+def _split(chosen: CompareOptions, out: Path, dataset: Dataset, runs: Sequence[TrainOptions]) -> Split:
+    """The split of the first call, whose data and options must be these, or a new one.
+
+    Raises:
+        ValueError: other data or options.
+        DataError: no case to compare on, or none to learn from without a label.
+    """
+    if (record := out / "compare.json").is_file():
+        old, made_with = read_json(record), _made_with(chosen, dataset, runs)
+        for kind, now in made_with.items():
+            before = old.get(kind, now)
             if changed := [name for name in before | now if before.get(name) != now.get(name)]:
                 told = ", ".join(f"{name} was {before.get(name)} and is {now.get(name)}" for name in changed)
                 raise ValueError(f"{out} was made with other {kind}: {told}; choose another folder with --out")
         split = read_split(dataset, out / "split")
     else:
         split = make_split(dataset, labelled=chosen.labelled, test=chosen.test, seed=chosen.split_seed)
-        if not split.test:
-            raise DataError(f"test is {chosen.test!r}, which holds no case out; expected some to compare on")
+    if not split.test:
+        raise DataError(f"test is {chosen.test!r}, which holds no case out; expected some to compare on")
     if not split.unlabelled and any(run.recipe != "supervised" for run in runs):
         told = f"{chosen.data} has no case without a label, and labelled is {chosen.labelled!r}"
         raise DataError(f"{told}; expected fewer, such as 10%, so that there is something unlabelled to learn from")
-    _try_out(dataset, split, runs)
-    with locked(out):
-        old = read_json(record) if record.is_file() else {}
-        if not old:
-            write_split(split, out / "split")
-        replace_text(record, json.dumps(old | made_with, indent=1))
+    return split
 
 
 def _made_with(chosen: CompareOptions, dataset: Dataset, runs: Sequence[TrainOptions]) -> dict[str, dict[str, Any]]:
@@ -180,13 +181,78 @@ def _made_with(chosen: CompareOptions, dataset: Dataset, runs: Sequence[TrainOpt
     return found
 
 
-def _try_out(dataset: Dataset, split: Split, runs: Sequence[TrainOptions]) -> None:
+def _try_out(dataset: Dataset, split: Split, runs: Iterable[TrainOptions]) -> None:
     """Build every method on a plan for the labelled cases: a wrong name is told before anything is trained."""
     facts, issues = survey(dataset, split.labelled)
     if any(issue.serious for issue in issues):
         return  # the first training tells them all
     for run in {run.recipe: run for run in runs}.values():
         build_recipe(run, plan_from(facts, dataset, run))
+
+
+def _record(chosen: CompareOptions, out: Path, dataset: Dataset, split: Split, runs: Sequence[TrainOptions]) -> None:
+    """Write down the split, and what the runs are made with."""
+    with locked(out):
+        old = read_json(out / "compare.json") if (out / "compare.json").is_file() else {}
+        if not old:
+            write_split(split, out / "split")
+        replace_text(out / "compare.json", json.dumps(old | _made_with(chosen, dataset, runs), indent=1))
+
+
+def _as_long(out: Path, runs: Mapping[Path, TrainOptions], tell: Callable[[str], object]) -> dict[Path, TrainOptions]:
+    """Runs of the baseline that take as long as those of the slowest other method; none if that is no slower.
+
+    Raises:
+        FileExistsError: another process writes the record.
+    """
+    by_recipe: dict[str, dict[Path, TrainOptions]] = {}
+    for folder, run in runs.items():
+        by_recipe.setdefault(run.recipe, {})[folder] = run
+    name, baseline = next(iter(by_recipe.items()))
+    own_steps = next(iter(baseline.values())).steps or 1
+    with locked(out):
+        record = read_json(out / "compare.json")
+        known = record.setdefault(_EQUAL_TIME, {})
+        minutes = {
+            recipe: statistics.median(ReportRun(folder.name, folder).training_minutes for folder in own)
+            for recipe, own in by_recipe.items()
+        }
+        for recipe in by_recipe:
+            known.setdefault(recipe, round(own_steps * minutes[recipe] / minutes[name]))
+        replace_text(out / "compare.json", json.dumps(record, indent=1))
+    slowest = max(by_recipe, key=lambda recipe: known[recipe])
+    steps = known[slowest]
+    if steps <= own_steps:
+        tell(f"equal time: no method takes longer than {name}, so its row is that at equal time, too")
+        return {}
+    tell(f"equal time: {steps} steps of {name} take as long as {slowest}, by the minutes of their runs")
+    longer = {out / f"{name}_{steps}_seed{run.seed}": run for run in baseline.values()}
+    return {folder: replace(run, steps=steps, out=str(folder)) for folder, run in longer.items()}
+
+
+def _train_and_score(runs: Mapping[Path, TrainOptions], tell: Callable[[str], object], *, beside: int) -> None:
+    """Train and score what is not finished, some at the same time.
+
+    Raises:
+        RuntimeError: runs failed; each told why.
+        KeyboardInterrupt: interrupted; checkpoints are written.
+        SystemExit: SIGTERM, likewise.
+    """
+    todo = {folder: run for folder, run in runs.items() if not _scored(folder)}
+    errors: dict[Path, str] = {}
+    if beside > 1 and len(todo) > 1:
+        commands = [[sys.executable, "-m", "ssmis.compare", json.dumps(asdict(run))] for run in todo.values()]
+        status = run_beside(commands, at_once=beside, go_on=True)
+        if status == 128 + signal.SIGINT:
+            raise KeyboardInterrupt
+        if status == 128 + signal.SIGTERM:
+            raise SystemExit(status)
+    else:
+        for folder, run in todo.items():
+            errors[folder] = _finish(run, tell)
+    if failed := [folder for folder in todo if not _scored(folder)]:
+        told = "".join(f"\n  {errors.get(folder) or f'{folder.name}: see what it told'}" for folder in failed)
+        raise RuntimeError(f"{len(failed)} of {len(todo)} runs failed, which the same call tries again:{told}")
 
 
 def _scored(folder: Path) -> bool:

@@ -96,6 +96,7 @@ class CompareOptions:
         split_seed: of the split, which all runs share.
         presets: RECIPE=PRESET, in place of what `ssmis train` takes.
         coefficients: NAME=VALUE of every recipe but supervised, or RECIPE.NAME=VALUE of one.
+        equal_time: train the baseline a second time, for as long as the slowest other method takes.
         beside: runs at the same time, each with one thread.
         keep: folder to which the scores of all cases are copied.
         nets: see `ssmis train --help`, as for all that follow.
@@ -123,6 +124,7 @@ class CompareOptions:
     split_seed: int = 0
     presets: list[str] | None = None
     coefficients: list[str] | None = None
+    equal_time: bool = False
     beside: int = 1
     keep: str | None = None
     nets: list[str] | None = None

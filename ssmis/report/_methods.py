@@ -3,6 +3,7 @@
 
 import re
 from collections.abc import Sequence
+from itertools import combinations
 from math import nan
 
 import numpy as np
@@ -31,6 +32,13 @@ def over_seeds(runs: Sequence[ReportRun], metric: str) -> tuple[float, float]:
     """
     means = [summarise(run.scores, metric=metric, resamples=1).mean for run in runs]
     return float(np.mean(means)), float(np.std(means, ddof=1)) if len(means) > 1 else nan
+
+
+def differences(runs: Sequence[ReportRun]) -> list[tuple[str, str, str]]:
+    """Name of a method, that of another before it, and their `difference`, of all pairs that have one."""
+    pairs = combinations(methods_of(runs).items(), 2)
+    found = [(own, base, difference(theirs, ours)) for (base, theirs), (own, ours) in pairs]
+    return [(own, base, told) for own, base, told in found if told]
 
 
 def difference(base: Sequence[ReportRun], own: Sequence[ReportRun]) -> str:

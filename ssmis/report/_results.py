@@ -7,7 +7,7 @@ import numpy as np
 
 from ssmis.metrics import Summary, compare_runs, summarise
 from ssmis.report._markup import Markup, element
-from ssmis.report._methods import difference, methods_of, over_seeds
+from ssmis.report._methods import differences, methods_of, over_seeds
 from ssmis.report._parts import (
     SHARES,
     case_means,
@@ -56,7 +56,7 @@ def results_section(runs: Sequence[ReportRun], metrics: Sequence[str]) -> Markup
 
 
 def _methods(scored: Sequence[tuple[int, ReportRun]], metrics: Sequence[str]) -> Markup:
-    """Means and spread over the seeds of each method, and its difference to the first; nothing without seeds."""
+    """Means and spread over the seeds of each method, and differences of each two; nothing without seeds."""
     methods = methods_of([run for _, run in scored])
     if len(methods) == len(scored):
         return Markup()
@@ -70,9 +70,8 @@ def _methods(scored: Sequence[tuple[int, ReportRun]], metrics: Sequence[str]) ->
             cells.append(element("span", element("b", number(factor * mean, 2)), spread, class_="value"))
         rows.append(cells)
     heads = ["method", "seeds", *(metric_head([run for _, run in scored], metric) for metric in metrics)]
-    (first, base), *others = methods.items()
-    told = [(name, difference(base, own)) for name, own in others]
-    lines = [element("li", element("b", name), f" against {first}: {words}") for name, words in told if words]
+    told = differences([run for _, run in scored])
+    lines = [element("li", element("b", own), f" against {base}: {words}") for own, base, words in told]
     note = element("p", "Mean ± standard deviation over seeds of the means over cases; each run below.", class_="muted")
     return Markup(
         table(heads, rows, class_="cards numbers")

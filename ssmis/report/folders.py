@@ -11,7 +11,7 @@ from ssmis.data import Case, DataError, Plan, find_dataset
 from ssmis.data.scans import case_scan, read_labels
 from ssmis.data.texts import read_json
 from ssmis.options import ReportOptions
-from ssmis.report._methods import difference, methods_of, over_seeds
+from ssmis.report._methods import differences, methods_of, over_seeds
 from ssmis.report.html import write_report
 from ssmis.report.runs import CaseView, ReportRun, pick_cases
 from ssmis.report.tables import format_table
@@ -23,8 +23,8 @@ def report_runs(
     """Compare evaluated runs in one HTML file; `ssmis report` is this function.
 
     Runs whose names differ only in `_seedN` are one method: the table has the mean of their means and its standard
-    deviation over seeds, and a paired test compares the last method with the first (`compared`). The worst, median and
-    best case of the last run are shown, with the predictions of every run.
+    deviation over seeds, and a paired test compares each two methods (`compared`). The worst, median and best
+    case of the last run are shown, with the predictions of every run.
 
     Args:
         runs: run folders that `ssmis evaluate` scored, or folders of them, the baseline first; or all options.
@@ -46,8 +46,8 @@ def report_runs(
     ]
     for line in seeds_table(named).splitlines():
         tell(line)
-    if told := compared(named):
-        tell(told)
+    for line in compared(named).splitlines():
+        tell(line)
     write_report(chosen.out, named, title=chosen.title, subtitle=_subtitle(named), views=_views(named))
     return Path(chosen.out)
 
@@ -69,11 +69,8 @@ def seeds_table(runs: Sequence[ReportRun]) -> str:
 
 
 def compared(runs: Sequence[ReportRun]) -> str:
-    """The last method against the first, paired by case; empty if there is one method, or no case that both scored."""
-    methods = methods_of(runs)
-    (first, base), (last, own) = next(iter(methods.items())), next(reversed(methods.items()))
-    found = difference(base, own) if len(methods) > 1 else ""
-    return f"{last} minus {first}: {found}" if found else ""
+    """A line for each two methods: the later minus the earlier one, paired by case, where both scored a case."""
+    return "\n".join(f"{own} minus {base}: {told}" for own, base, told in differences(runs))
 
 
 def _folders(runs: Sequence[str]) -> list[Path]:

@@ -105,6 +105,52 @@ def test_the_split_seed_and_coefficients_reach_the_runs(data, tmp_path):
     assert read_list(tmp_path / "out" / "split" / "test.list") == [case.id for case in split.test]
 
 
+def set_seconds(folder, seconds):
+    """Let the log of a run end after so many seconds."""
+    lines = [line.split(",") for line in (folder / "metrics.csv").read_text().splitlines()]
+    lines[-1][lines[0].index("seconds")] = str(seconds)
+    (folder / "metrics.csv").write_text("".join(",".join(line) + "\n" for line in lines))
+
+
+def test_equal_time_trains_the_baseline_as_long_as_the_slowest_method(data, tmp_path):
+    out, told = tmp_path / "out", []
+    few = SMALL | {"out": str(out), "recipes": ["supervised", "mean_teacher"], "nets": ["unet"]}
+    done = compare_methods(data, seeds=[0, 1, 2], **few)
+    times = {"supervised": (60, 120, 9999), "mean_teacher": (100, 420, 480)}  # medians 120 and 420
+    for recipe, seconds in times.items():
+        for folder, own in zip(done.runs[recipe], seconds, strict=True):
+            set_seconds(folder, own)
+    done = compare_methods(data, told.append, seeds=[0, 1, 2], equal_time=True, **few)
+    assert "equal time: 7 steps of supervised take as long as mean_teacher, by the minutes of their runs" in told
+    assert list(done.runs) == ["supervised", "supervised_7", "mean_teacher"]
+    for folder in done.runs["supervised_7"]:
+        record = json.loads((folder / "protocol.json").read_text())
+        assert record["fit"]["steps"] == 7
+        assert record["unlabelled"]["count"] == 0
+        assert len((folder / "metrics.csv").read_text().splitlines()) == 8
+    pairs = [line.partition(":")[0] for line in told if " minus " in line]
+    assert pairs == [
+        "supervised_7 minus supervised",
+        "mean_teacher minus supervised",
+        "mean_teacher minus supervised_7",
+    ]
+    set_seconds(done.runs["mean_teacher"][0], 9999)  # the number of steps stays what it was
+    told.clear()
+    again = compare_methods(data, told.append, seeds=[0, 1], equal_time=True, **few)
+    assert list(again.runs) == list(done.runs)
+    assert list(compare_methods(data, seeds=[0], **few).runs) == few["recipes"]
+
+
+def test_equal_time_adds_nothing_to_a_baseline_that_is_slowest(data, tmp_path):
+    few = SMALL | {"out": str(tmp_path / "out"), "recipes": ["dual_uncertainty", "supervised"], "seeds": [0]}
+    done = compare_methods(data, **few)
+    for recipe, seconds in (("dual_uncertainty", 200), ("supervised", 100)):
+        set_seconds(done.runs[recipe][0], seconds)
+    told = []
+    assert list(compare_methods(data, told.append, equal_time=True, **few).runs) == ["dual_uncertainty", "supervised"]
+    assert "equal time: no method takes longer than dual_uncertainty, so its row is that at equal time, too" in told
+
+
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
@@ -122,6 +168,7 @@ def test_the_split_seed_and_coefficients_reach_the_runs(data, tmp_path):
         ({"steps": 0}, "steps is 0"),
         ({"keep": "out"}, "keep is .*, the folder of the runs"),
         ({"beside": 0}, "beside is 0; expected at least 1"),
+        ({"equal_time": True, "recipes": ["supervised"]}, "equal_time with one method; expected another one"),
         ({"test": "0"}, "test is '0', which holds no case out"),
         ({"labelled": "all", "data": "all"}, "has no case without a label, and labelled is 'all'; expected fewer"),
     ],
