@@ -103,6 +103,21 @@ def two_nets(nets: Mapping[str, nn.Module] | None) -> Mapping[str, nn.Module]:
     return nets
 
 
+def feature_space(name: str, net: nn.Module) -> tuple[int, int]:
+    """Return a net's number of classes and of feature channels, which its bank of prototypes needs.
+
+    Raises:
+        ValueError: the net does not tell.
+    """
+    classes, channels = getattr(net, "classes", None), getattr(net, "channels", None)
+    if not isinstance(classes, int) or not isinstance(channels, int):
+        raise ValueError(
+            f"net {name!r} ({type(net).__name__}) has no integer attributes `classes` and `channels` (of its "
+            "features); the bank of prototypes needs them: set them on the net, or pass contrast_weight=0"
+        )
+    return classes, channels
+
+
 def encoder_space(nets: Mapping[str, nn.Module], *, levels: int) -> tuple[int, int, tuple[int, ...]]:
     """Return classes, number of dimensions and channels of the `levels` coarsest encoder maps, in which all nets agree.
 

@@ -29,7 +29,7 @@ from ssmis.memory import Bank, gather_candidates, sample_per_class, sample_voxel
 from ssmis.nets import EMA
 from ssmis.nets.output import NetOutput
 from ssmis.recipes._dual_settings import PRESETS, DualUncertaintyConfig
-from ssmis.recipes._nets import each, two_nets
+from ssmis.recipes._nets import each, feature_space, two_nets
 from ssmis.recipes.base import Recipe, Terms
 from ssmis.registry import BANKS, RECIPES
 from ssmis.schedules import ramp_to
@@ -38,6 +38,26 @@ from ssmis.uncertainty import lowest_entropy
 __all__ = ["PRESETS", "DualUncertainty", "DualUncertaintyConfig"]
 
 _SURE = 100.0  # logit of a sure class against 0 of the others: its probability is 1
+
+
+def _as_it_is(maps: Tensor) -> Tensor:
+    return maps
+
+
+class View(NamedTuple):
+    """What the students see in the place of a batch, and what is known about it.
+
+    Attributes:
+        batch: whose strong view may have exchanged boxes.
+        as_mixed: does the same with logits `(U, K, *S)` of the weak view.
+        known: where these are true labels then, bool `(U, *S)`; None: nowhere.
+        labels: of the mixed volumes, -1 where they are unknown, where these take the place of the labelled volumes.
+    """
+
+    batch: Batch
+    as_mixed: Callable[[Tensor], Tensor] = _as_it_is
+    known: Tensor | None = None
+    labels: Tensor | None = None
 
 
 class Seen(NamedTuple):
@@ -114,18 +134,18 @@ class DualUncertainty(Recipe):
         c = self.config
         learns = progress >= c.unlabelled_from
         since = max(0.0, progress - c.unlabelled_from) / (1 - c.unlabelled_from)
-        seen_as = self._mixed(batch) if learns else (batch.without_unlabelled(), lambda maps: maps, None, None)
-        batch, as_mixed, known, in_mixed = seen_as
+        view = self._view(batch) if learns else View(batch.without_unlabelled())
+        batch = view.batch
         images = batch.student_images
         outputs = {name: self.run_net(name, images) for name in self.students}
         labelled, unlabelled = {}, {}
         for name, output in outputs.items():
             labelled[name], unlabelled[name] = batch.split(output)
-        judged = each(self._judged(batch, unlabelled), as_mixed) if learns else {}
-        keep = each(judged, lambda logits: self._surest(logits, batch.valid, known))
+        judged = each(self._judged(batch, unlabelled), view.as_mixed) if learns else {}
+        keep = each(judged, lambda logits: self._surest(logits, batch.valid, view.known))
         seen = Seen(batch, outputs, unlabelled, judged, keep)
         first, second = self.students
-        taught, labels = (labelled, batch.labels) if in_mixed is None else (unlabelled, in_mixed)
+        taught, labels = (labelled, batch.labels) if view.labels is None else (unlabelled, view.labels)
         terms = Terms()
         for place, name, peer in (("first", first, second), ("second", second, first)):
             self._from_labels(terms, place, name, taught[name].logits, taught[peer].logits, labels)
@@ -193,28 +213,19 @@ class DualUncertainty(Recipe):
                 cast(Bank, bank).write(*gather_candidates(found))
         self.begin_step()
 
-    def _mixed(self, batch: Batch) -> tuple[Batch, Callable[[Tensor], Tensor], Tensor | None, Tensor | None]:
-        """Exchange boxes in the view the students see.
-
-        Returns:
-            The batch with that view; what does the same with logits `(U, K, *S)` of the weak view; where these are true
-            labels, bool `(U, *S)`, or None; and these labels, -1 elsewhere, if no labelled volume is left, or None.
-        """
+    def _view(self, batch: Batch) -> View:
+        """Exchange boxes in what the students see."""
         side = self.config.mix_side
         if side == 0:
-            return batch, lambda logits: logits, None, None
-        view = batch.strong[0] if batch.strong else batch.unlabelled
+            return View(batch)
+        strong = batch.strong[0] if batch.strong else batch.unlabelled
         if self.config.mix_with == "unlabelled":
-            boxes = random_boxes(len(view), tuple(view.shape[2:]), side=side, device=view.device)
+            boxes = random_boxes(len(strong), tuple(strong.shape[2:]), side=side, device=strong.device)
             valid = None if batch.valid is None else cut_mix(batch.valid, boxes)
-            return (
-                replace(batch, strong=(cut_mix(view, boxes),), valid=valid),
-                partial(cut_mix, boxes=boxes),
-                None,
-                None,
-            )
-        nothing = torch.zeros_like(view[:, 0], dtype=torch.long)
-        mixed = box_mix(batch.labelled, batch.labels, view, nothing, side=side, valid=batch.valid)
+            batch = replace(batch, strong=(cut_mix(strong, boxes),), valid=valid)
+            return View(batch, partial(cut_mix, boxes=boxes))
+        nothing = torch.zeros_like(strong[:, 0], dtype=torch.long)
+        mixed = box_mix(batch.labelled, batch.labels, strong, nothing, side=side, valid=batch.valid)
 
         def with_labels(logits: Tensor) -> Tensor:
             known = F.one_hot(mixed.labels.clamp_min(0), logits.shape[1]).movedim(-1, 1)
@@ -222,12 +233,12 @@ class DualUncertainty(Recipe):
 
         batch = replace(batch, strong=(mixed.images,), valid=mixed.labels >= 0)
         if self.config.mix_with == "labelled":
-            return batch, with_labels, mixed.labelled, None
-        if len(batch.labelled) > len(view):
-            told = f"the batch has {len(batch.labelled)} labelled and {len(view)} unlabelled volumes"
+            return View(batch, with_labels, mixed.labelled)
+        if len(batch.labelled) > len(strong):
+            told = f"the batch has {len(batch.labelled)} labelled and {len(strong)} unlabelled volumes"
             raise ValueError(f"{told}; mix_with 'labelled_only' mixes each with one")
-        batch = replace(batch, labelled=batch.labelled[:0], labels=batch.labels[:0], cases=batch.cases[-len(view) :])
-        return batch, with_labels, mixed.labelled, mixed.labels.where(mixed.labelled, -1)
+        batch = replace(batch, labelled=batch.labelled[:0], labels=batch.labels[:0], cases=batch.cases[-len(strong) :])
+        return View(batch, with_labels, mixed.labelled, mixed.labels.where(mixed.labelled, -1))
 
     def _surest(self, logits: Tensor, valid: Tensor | None, known: Tensor | None) -> Tensor:
         """The share of the pseudo-labels with the lowest entropy, and every true label: bool `(U, *S)`."""
@@ -299,18 +310,3 @@ def valid_voxels(batch: Batch) -> Tensor:
     if batch.valid is not None:
         return batch.valid
     return torch.ones_like(batch.unlabelled[:, 0], dtype=torch.bool)
-
-
-def feature_space(name: str, net: nn.Module) -> tuple[int, int]:
-    """Return a net's number of classes and of feature channels, which its bank of prototypes needs.
-
-    Raises:
-        ValueError: the net does not tell.
-    """
-    classes, channels = getattr(net, "classes", None), getattr(net, "channels", None)
-    if not isinstance(classes, int) or not isinstance(channels, int):
-        raise ValueError(
-            f"net {name!r} ({type(net).__name__}) has no integer attributes `classes` and `channels` (of its "
-            "features); the bank of prototypes needs them: set them on the net, or pass contrast_weight=0"
-        )
-    return classes, channels

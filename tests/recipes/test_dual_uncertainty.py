@@ -153,11 +153,11 @@ def test_pseudo_labels_follow_the_voxels_into_mixed_views():
     torch.manual_seed(3)
     terms = recipe(batch, 1.0)
     torch.manual_seed(3)
-    view, _, known, _ = recipe._mixed(batch)
-    assert known is None
-    assert not torch.equal(view.strong[0], batch.unlabelled)
+    view = recipe._view(batch)
+    assert view.known is None
+    assert not torch.equal(view.batch.strong[0], batch.unlabelled)
     recipe.config = dataclasses.replace(recipe.config, mix_side=0.0)
-    expected = recipe(dataclasses.replace(batch, unlabelled=view.strong[0]), 1.0)
+    expected = recipe(dataclasses.replace(batch, unlabelled=view.batch.strong[0]), 1.0)
     torch.testing.assert_close(terms["rectified/first"].value, expected["rectified/first"].value)
     torch.testing.assert_close(terms["pseudo_dice/first"].value, expected["pseudo_dice/first"].value)
 
@@ -167,9 +167,9 @@ def test_padding_goes_with_the_voxels():
     batch = small_batch(6)
     valid = torch.zeros_like(batch.unlabelled[:, 0], dtype=torch.bool)
     valid[0] = True
-    mixed, as_mixed, *_ = recipe._mixed(dataclasses.replace(batch, valid=valid))
-    assert torch.equal(mixed.valid, as_mixed(valid))
-    assert 0 < int(mixed.valid[1].sum()) < mixed.valid[1].numel()
+    view = recipe._view(dataclasses.replace(batch, valid=valid))
+    assert torch.equal(view.batch.valid, view.as_mixed(valid))
+    assert 0 < int(view.batch.valid[1].sum()) < view.batch.valid[1].numel()
 
 
 def copy_paste(nets, **options):
@@ -183,14 +183,15 @@ def test_labelled_boxes_bring_their_labels_and_pseudo_labels_stay_outside():
     valid = torch.rand(batch.unlabelled[:, 0].shape, generator=torch.Generator().manual_seed(0)) < 0.9
     batch = dataclasses.replace(batch, labels=labels, valid=valid)
     torch.manual_seed(1)
-    mixed, as_mixed, known, _ = copy_paste(small_nets())._mixed(batch)
+    view = copy_paste(small_nets())._view(batch)
+    mixed, known = view.batch, view.known
     partner = torch.arange(len(batch.unlabelled)) % len(batch.labelled)
     assert 0 < int(known.sum()) < known.numel()
     source = torch.where(known.unsqueeze(1), batch.labelled[partner], batch.unlabelled)
     assert torch.equal(mixed.strong[0], source)
     assert torch.equal(mixed.valid, torch.where(known, labels[partner] >= 0, valid))
     logits = torch.randn(len(batch.unlabelled), 2, *known.shape[1:])
-    judged = as_mixed(logits)
+    judged = view.as_mixed(logits)
     assert torch.equal(judged.argmax(1)[known & mixed.valid], labels[partner][known & mixed.valid])
     assert judged.softmax(1).amax(1)[known].min() == 1
     assert torch.equal(judged.movedim(1, -1)[~known], logits.movedim(1, -1)[~known])
@@ -226,8 +227,7 @@ def test_with_labelled_volumes_alone_on_both_sides_copy_paste_is_supervised():
     )
     for seed in range(20):
         torch.manual_seed(seed)
-        _, _, known, _ = recipe._mixed(batch)
-        if known.all():
+        if recipe._view(batch).known.all():
             break
     torch.manual_seed(seed)
     terms = recipe(batch, 1.0)
@@ -251,19 +251,20 @@ def test_with_labelled_volumes_in_mixtures_only_the_nets_see_no_others_and_learn
     torch.manual_seed(1)
     terms = recipe(batch, 1.0)
     torch.manual_seed(1)
-    mixed, _, known, in_mixed = recipe._mixed(batch)
-    besides = copy_paste(small_nets())
+    view = recipe._view(batch)
+    other = copy_paste(small_nets())
     torch.manual_seed(1)
-    same, _, known_besides, nothing = besides._mixed(batch)
-    assert nothing is None
-    assert torch.equal(known, known_besides)
-    assert torch.equal(mixed.strong[0], same.strong[0])
+    besides = other._view(batch)
+    assert besides.labels is None
+    assert torch.equal(view.known, besides.known)
+    mixed = view.batch
+    assert torch.equal(mixed.strong[0], besides.batch.strong[0])
     assert torch.equal(seen[1], mixed.strong[0])
     assert len(mixed.labelled) == len(mixed.labels) == 0
     partner = torch.arange(len(batch.unlabelled)) % len(batch.labelled)
-    assert torch.equal(in_mixed, labels[partner].where(known, -1))
+    assert torch.equal(view.labels, labels[partner].where(view.known, -1))
     logits = recipe.students["resnet"](mixed.strong[0]).logits
-    torch.testing.assert_close(terms["supervised/resnet"].value, dice_ce(logits, in_mixed))
+    torch.testing.assert_close(terms["supervised/resnet"].value, dice_ce(logits, view.labels))
     assert {name.partition("/")[0] for name in terms} == {"supervised", "disagreement", "rectified", "filtered",
                                                           "pseudo_dice", "contrast"}  # fmt: skip
 
