@@ -2,6 +2,7 @@
 """A dual_uncertainty step with two nets: as it is, and without what makes it fast on a CPU, one thing at a time.
 
     python benchmarks/train_step.py [--patch 64 64 48] [--widths 16 32 64 128 256] [--norm batch] [--steps 5]
+    python benchmarks/train_step.py --only "no copies in channels-last" "as it is" --precision fp32
     python benchmarks/train_step.py --profile        # where the time of a step goes
 
 Each variant runs in a process of its own, so that its peak memory is its own; they alternate, and the ratios of the
@@ -101,12 +102,13 @@ def kinds(times: dict[str, float]) -> dict[str, float]:
     return found
 
 
-def compare(*job: object, rounds: int = 2) -> dict[str, dict]:
+def compare(names: list[str], precision: str, *job: object, rounds: int) -> dict[str, dict]:
     """Alternate the variants `rounds` times and pool their steps."""
-    found: dict[str, dict] = {name: {"seconds": [], "peak_mb": 0.0} for name in VARIANTS}
+    found: dict[str, dict] = {name: {"seconds": [], "peak_mb": 0.0} for name in names}
     for _ in range(rounds):
-        for name, variant in VARIANTS.items():
-            command = [sys.executable, __file__, "--job", json.dumps([*variant, *job])]
+        for name in names:
+            settings, off = VARIANTS[name]
+            command = [sys.executable, __file__, "--job", json.dumps([{"precision": precision} | settings, off, *job])]
             line = subprocess.run(command, check=True, capture_output=True, text=True)
             own = json.loads(line.stdout.splitlines()[-1])
             found[name]["seconds"] += own["seconds"]
@@ -120,6 +122,13 @@ def main() -> None:
     parser.add_argument("--widths", type=int, nargs="+", default=[16, 32, 64, 128, 256])
     parser.add_argument("--norm", default="batch", choices=["batch", "instance", "group", "none"])
     parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=2, help="of all variants")
+    parser.add_argument(
+        "--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="variants; ratios to the last"
+    )
+    parser.add_argument(
+        "--precision", choices=["auto", "fp32", "bf16"], default="auto", help="where a variant says none"
+    )
     parser.add_argument("--profile", action="store_true", help="print the shares of a step's parts instead")
     parser.add_argument("--job", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -130,10 +139,10 @@ def main() -> None:
         for kind, share in measure({}, [], *job, profile=True)["shares"].items():
             print(f"{kind:28} {100 * share:5.1f} %")
     else:
-        found = compare(*job)
-        *_, fastest = found.values()
+        found = compare(args.only, args.precision, *job, rounds=args.rounds)
+        *_, last = found.values()
         for name, own in found.items():
-            ratio = statistics.median(own["seconds"]) / statistics.median(fastest["seconds"])
+            ratio = statistics.median(own["seconds"]) / statistics.median(last["seconds"])
             print(f"{name:24} median {statistics.median(own['seconds']):.2f} s a step, {ratio:.2f} times as long; "
                   f"peak {own['peak_mb']:.0f} MB")  # fmt: skip
 
