@@ -5,7 +5,27 @@ Importing this package imports neither torch nor anything heavy; the public name
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what tools that read types see in the place of `__getattr__`
+    from ssmis.compare import compare_methods as compare_methods
+    from ssmis.data import Batch as Batch
+    from ssmis.data import inspect_data as inspect_data
+    from ssmis.engine import FitConfig as FitConfig
+    from ssmis.engine import Predictor as Predictor
+    from ssmis.engine import evaluate_run as evaluate_run
+    from ssmis.engine import export_run as export_run
+    from ssmis.engine import predict_files as predict_files
+    from ssmis.engine.fit import fit as fit
+    from ssmis.engine.train import train as train
+    from ssmis.recipes import Recipe as Recipe
+    from ssmis.recipes import Terms as Terms
+    from ssmis.registry import BANKS as BANKS
+    from ssmis.registry import LOSSES as LOSSES
+    from ssmis.registry import NETS as NETS
+    from ssmis.registry import RECIPES as RECIPES
+    from ssmis.registry import UNCERTAINTY as UNCERTAINTY
+    from ssmis.report import report_runs as report_runs
 
 __version__ = "0.1.0.dev0"
 
@@ -33,10 +53,12 @@ _LAZY = {
 __all__ = ["__version__", *sorted(_LAZY)]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(import_module(_LAZY[name]), name)
-    raise AttributeError(f"module 'ssmis' has no attribute {name!r}")
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        if name in _LAZY:
+            return getattr(import_module(_LAZY[name]), name)
+        raise AttributeError(f"module 'ssmis' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

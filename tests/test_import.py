@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What an import pulls in: `import ssmis` nothing heavy, a subpackage only what its core needs."""
 
+import ast
+import importlib
 import json
 import os
 import subprocess
@@ -64,6 +66,15 @@ def test_every_folder_imports_with_the_core_dependencies_only():
 @pytest.mark.parametrize("name", ssmis.__all__)
 def test_every_public_name_resolves(name):
     assert getattr(ssmis, name) is not None
+
+
+def test_tools_that_read_types_see_each_public_name_where_it_is_loaded_from():
+    tree = ast.parse((ROOT / "ssmis" / "__init__.py").read_text(encoding="utf-8"))
+    (block,) = [node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    seen = {alias.asname: (node.module, alias.name) for node in block.body for alias in node.names}
+    assert set(seen) == set(ssmis.__all__) - {"__version__"}
+    for name, (module, own) in seen.items():
+        assert getattr(importlib.import_module(module), own) is getattr(ssmis, name)
 
 
 def test_dir_lists_the_public_names():

@@ -29,7 +29,7 @@ ALLOWED = {
     "compare": {"data", "engine", "report"},
 }
 SHARED = {"registry", "options", "_checks", "_classes", "_optional"}  # anyone may import these; they import no folder
-EDGES = {"_arguments", "cli", "__main__"}  # these may import anything; no folder imports them
+EDGES = {"__init__", "_arguments", "cli", "__main__"}  # these may import anything; no folder imports them
 SYNC_CALLS = {"item", "tolist", "cpu", "numpy", "cuda"}
 MACHINE_PATH = re.compile(r"(?<![\w.])/(home|mnt|root|work|farm|tmp|scratch|Users)/\w")
 

@@ -2,8 +2,8 @@
 """Any third-party network that returns logits, as one that returns a `NetOutput`."""
 
 import difflib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -59,6 +59,9 @@ class NetAdapter(nn.Module):
                 hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "; see module.named_modules()"
                 raise ValueError(f"features is {features!r}, which {type(module).__name__} does not have{hint}")
             layers[features].register_forward_hook(self._capture)
+
+    if TYPE_CHECKING:
+        __call__: Callable[..., NetOutput]  # torch says that any module returns Any
 
     def forward(self, images: Tensor) -> NetOutput:
         """Run the module on images `(B, C, *S)`."""

@@ -2,7 +2,8 @@
 """The forward pass that all built-in nets share: check, pad, encode, decode, classify, crop."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -69,6 +70,9 @@ class EncoderDecoder(nn.Module):
         self.decoder = decoder
         self.dropout = channel_dropout(dropout, dims=dims)
         self.head = SegmentationHead(channels, classes, dims=dims)
+
+    if TYPE_CHECKING:
+        __call__: Callable[..., NetOutput]  # torch says that any module returns Any
 
     def forward(self, images: Tensor) -> NetOutput:
         """Segment images `(B, C, *S)`."""

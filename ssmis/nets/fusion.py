@@ -3,6 +3,7 @@
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -107,6 +108,9 @@ class FusedNets(nn.Module):
         if len(nets) != 2 or len(names) != 2:
             raise ValueError(f"nets has {len(nets)} and names is {tuple(names)}; expected two of both")
         self.nets, self.fusion, self.names = nn.ModuleList(nets), fusion, tuple(names)
+
+    if TYPE_CHECKING:
+        __call__: Callable[..., NetOutput]  # torch says that any module returns Any
 
     def forward(self, images: Tensor) -> NetOutput:
         """Segment images `(B, C, *S)`."""
