@@ -5,18 +5,17 @@ import hashlib
 import json
 import shutil
 import signal
-import statistics
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from ssmis._compare_record import as_long, check_made_with, read_record, write_record
 from ssmis.data import DataError, Split, find_dataset, make_split, survey, write_split
 from ssmis.data.layouts import Dataset
 from ssmis.data.splits import read_split
 from ssmis.data.texts import read_json
-from ssmis.engine.atomic import replace_text
 from ssmis.engine.beside import run_beside
 from ssmis.engine.lock import locked
 from ssmis.engine.scoring import evaluate_run
@@ -24,11 +23,9 @@ from ssmis.engine.train import FREE_OPTIONS, plan_from, resolved, train
 from ssmis.engine.trained import build_recipe
 from ssmis.options import CompareOptions, TrainOptions
 from ssmis.registry import RECIPES
-from ssmis.report import ReportRun, report_runs
+from ssmis.report import report_runs
 
 __all__ = ["Comparison", "compare_methods"]
-
-_EQUAL_TIME = "steps of the baseline in the time of"
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,8 @@ def compare_methods(
     the others from being trained.
 
     `equal_time` adds runs of the baseline, `out/RECIPE_STEPS_seedSEED`, with as many steps as would have taken as long
-    as the slowest method did, by the median minutes of the runs just made; `out/compare.json` keeps the number.
+    as those of the slowest other method: by the median minutes of a run, when it is first asked for. `out/compare.json`
+    keeps the number. Before they begin, a report is written without them.
 
     Args:
         data: folder or table, or all options in one object.
@@ -79,21 +77,25 @@ def compare_methods(
     if chosen.keep and Path(chosen.keep).resolve() == out.resolve():
         raise ValueError(f"keep is {chosen.keep}, the folder of the runs; expected another one")
     dataset = find_dataset(chosen.data)
-    split = _split(chosen, out, dataset, list(runs.values()))
+    made_with = _made_with(chosen, dataset, list(runs.values()))
+    split = _split(chosen, out, dataset, made_with, semi=any(run.recipe != "supervised" for run in runs.values()))
     _try_out(dataset, split, runs.values())
-    _record(chosen, out, dataset, split, list(runs.values()))
+    if chosen.keep:
+        _make_folder(chosen.keep, option="keep")
+    with locked(out):
+        record = read_record(out)
+        if not record:
+            write_split(split, out / "split")
+        write_record(out, record | made_with)
     _train_and_score(runs, tell, beside=chosen.beside)
     if chosen.equal_time:
-        longer = _as_long(out, runs, tell)
+        longer = as_long(out, runs, tell)
+        if not all(map(_scored, longer)):
+            tell(f"report without these: {_report(chosen, out, runs)}")
         _train_and_score(longer, tell, beside=chosen.beside)
         baseline = next(iter(runs.values())).recipe
-        own = {folder: run for folder, run in runs.items() if run.recipe == baseline}
-        runs = own | longer | runs
-    for folder in runs if chosen.keep else ():
-        (Path(str(chosen.keep)) / folder.name).mkdir(parents=True, exist_ok=True)
-        for scores in folder.glob("cases*.csv"):
-            shutil.copyfile(scores, Path(str(chosen.keep)) / folder.name / scores.name)
-    report = report_runs(list(runs), tell, out=str(out / "report.html"), title=Path(chosen.data).name)
+        runs = {folder: run for folder, run in runs.items() if run.recipe == baseline} | longer | runs
+    report = _report(chosen, out, runs, tell)
     by_method: dict[str, list[Path]] = {}
     for folder in runs:
         by_method.setdefault(folder.name.rpartition("_seed")[0], []).append(folder)
@@ -139,26 +141,28 @@ def _runs(chosen: CompareOptions, out: Path) -> dict[Path, TrainOptions]:
     return runs
 
 
-def _split(chosen: CompareOptions, out: Path, dataset: Dataset, runs: Sequence[TrainOptions]) -> Split:
+def _split(
+    chosen: CompareOptions,
+    out: Path,
+    dataset: Dataset,
+    made_with: Mapping[str, Mapping[str, Any]],
+    *,
+    semi: bool,
+) -> Split:
     """The split of the first call, whose data and options must be these, or a new one.
 
     Raises:
         ValueError: other data or options.
         DataError: no case to compare on, or none to learn from without a label.
     """
-    if (record := out / "compare.json").is_file():
-        old, made_with = read_json(record), _made_with(chosen, dataset, runs)
-        for kind, now in made_with.items():
-            before = old.get(kind, now)
-            if changed := [name for name in before | now if before.get(name) != now.get(name)]:
-                told = ", ".join(f"{name} was {before.get(name)} and is {now.get(name)}" for name in changed)
-                raise ValueError(f"{out} was made with other {kind}: {told}; choose another folder with --out")
+    if old := read_record(out):
+        check_made_with(out, old, made_with)
         split = read_split(dataset, out / "split")
     else:
         split = make_split(dataset, labelled=chosen.labelled, test=chosen.test, seed=chosen.split_seed)
     if not split.test:
         raise DataError(f"test is {chosen.test!r}, which holds no case out; expected some to compare on")
-    if not split.unlabelled and any(run.recipe != "supervised" for run in runs):
+    if semi and not split.unlabelled:
         told = f"{chosen.data} has no case without a label, and labelled is {chosen.labelled!r}"
         raise DataError(f"{told}; expected fewer, such as 10%, so that there is something unlabelled to learn from")
     return split
@@ -190,44 +194,14 @@ def _try_out(dataset: Dataset, split: Split, runs: Iterable[TrainOptions]) -> No
         build_recipe(run, plan_from(facts, dataset, run))
 
 
-def _record(chosen: CompareOptions, out: Path, dataset: Dataset, split: Split, runs: Sequence[TrainOptions]) -> None:
-    """Write down the split, and what the runs are made with."""
-    with locked(out):
-        old = read_json(out / "compare.json") if (out / "compare.json").is_file() else {}
-        if not old:
-            write_split(split, out / "split")
-        replace_text(out / "compare.json", json.dumps(old | _made_with(chosen, dataset, runs), indent=1))
-
-
-def _as_long(out: Path, runs: Mapping[Path, TrainOptions], tell: Callable[[str], object]) -> dict[Path, TrainOptions]:
-    """Runs of the baseline that take as long as those of the slowest other method; none if that is no slower.
-
-    Raises:
-        FileExistsError: another process writes the record.
-    """
-    by_recipe: dict[str, dict[Path, TrainOptions]] = {}
-    for folder, run in runs.items():
-        by_recipe.setdefault(run.recipe, {})[folder] = run
-    name, baseline = next(iter(by_recipe.items()))
-    own_steps = next(iter(baseline.values())).steps or 1
-    with locked(out):
-        record = read_json(out / "compare.json")
-        known = record.setdefault(_EQUAL_TIME, {})
-        minutes = {
-            recipe: statistics.median(ReportRun(folder.name, folder).training_minutes for folder in own)
-            for recipe, own in by_recipe.items()
-        }
-        for recipe in by_recipe:
-            known.setdefault(recipe, round(own_steps * minutes[recipe] / minutes[name]))
-        replace_text(out / "compare.json", json.dumps(record, indent=1))
-    slowest = max(by_recipe, key=lambda recipe: known[recipe])
-    steps = known[slowest]
-    if steps <= own_steps:
-        tell(f"equal time: no method takes longer than {name}, so its row is that at equal time, too")
-        return {}
-    tell(f"equal time: {steps} steps of {name} take as long as {slowest}, by the minutes of their runs")
-    longer = {out / f"{name}_{steps}_seed{run.seed}": run for run in baseline.values()}
-    return {folder: replace(run, steps=steps, out=str(folder)) for folder, run in longer.items()}
+def _make_folder(path: str, *, option: str) -> None:
+    """Make a folder before hours are spent on what shall lie in it."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"{option} is {path}; expected a folder, or where one can be made: {error.strerror}"
+        ) from error
 
 
 def _train_and_score(runs: Mapping[Path, TrainOptions], tell: Callable[[str], object], *, beside: int) -> None:
@@ -253,6 +227,21 @@ def _train_and_score(runs: Mapping[Path, TrainOptions], tell: Callable[[str], ob
     if failed := [folder for folder in todo if not _scored(folder)]:
         told = "".join(f"\n  {errors.get(folder) or f'{folder.name}: see what it told'}" for folder in failed)
         raise RuntimeError(f"{len(failed)} of {len(todo)} runs failed, which the same call tries again:{told}")
+
+
+def _report(
+    chosen: CompareOptions,
+    out: Path,
+    runs: Mapping[Path, TrainOptions],
+    tell: Callable[[str], object] = lambda text: None,
+) -> Path:
+    """Write the report of these runs, and copy their scores where they shall be kept."""
+    for folder in runs if chosen.keep else ():
+        kept = Path(str(chosen.keep)) / folder.name
+        kept.mkdir(parents=True, exist_ok=True)
+        for scores in folder.glob("cases*.csv"):
+            shutil.copyfile(scores, kept / scores.name)
+    return report_runs(list(runs), tell, out=str(out / "report.html"), title=Path(chosen.data).name)
 
 
 def _scored(folder: Path) -> bool:

@@ -102,7 +102,7 @@ class CompareOptions:
         nets: see `ssmis train --help`, as for all that follow.
         labelled: cases that keep their labels.
         test: held-out cases.
-        steps: optimiser steps of every run.
+        steps: optimiser steps of every run, but those of `equal_time`.
         spacing_mm: voxel size of the training grid.
         patch: training patch.
         batch: labelled, and as many unlabelled, patches a step.

@@ -26,7 +26,8 @@ ALLOWED = {
     "report": {"data", "metrics"},
     "_study_rows": {"data", "recipes", "engine"},
     "study": {"data", "recipes", "engine", "report", "_study_rows"},
-    "compare": {"data", "engine", "report"},
+    "_compare_record": {"data", "engine", "report"},
+    "compare": {"data", "engine", "report", "_compare_record"},
 }
 SHARED = {"registry", "options", "_checks", "_classes", "_optional"}  # anyone may import these; they import no folder
 EDGES = {"__init__", "_arguments", "cli", "__main__"}  # these may import anything; no folder imports them

@@ -161,8 +161,8 @@ def resolved(options: TrainOptions) -> TrainOptions:
         for number in () if value is None else value if isinstance(value, list) else [value]:
             if not 0 < number < math.inf:
                 raise ValueError(f"{name} is {value}; expected more than 0")
-    if options.seed < 0:
-        raise ValueError(f"seed is {options.seed}; expected 0 or more")
+    if not 0 <= options.seed < 2**63:
+        raise ValueError(f"seed is {options.seed}; expected 0 or more, and less than 2**63")
     if options.norm is not None:
         check_choice(options.norm, NORMS, name="norm")
     if options.intensity is not None:

@@ -35,7 +35,7 @@ def over_seeds(runs: Sequence[ReportRun], metric: str) -> tuple[float, float]:
 
 
 def differences(runs: Sequence[ReportRun]) -> list[tuple[str, str, str]]:
-    """Name of a method, that of another before it, and their `difference`, of all pairs that have one."""
+    """Every two methods that have a `difference`: name of the later one, name of the earlier one, what it is."""
     pairs = combinations(methods_of(runs).items(), 2)
     found = [(own, base, difference(theirs, ours)) for (base, theirs), (own, ours) in pairs]
     return [(own, base, told) for own, base, told in found if told]

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Results in a report: the table, differences to the first run, and the scores of every case."""
+"""Results in a report: the table, differences between them, and the scores of every case."""
 
 from collections.abc import Sequence
+from itertools import combinations
 
 import numpy as np
 
@@ -68,8 +69,8 @@ def _methods(scored: Sequence[tuple[int, ReportRun]], metrics: Sequence[str]) ->
             mean, sd = over_seeds(runs, metric)
             spread = f" ± {number(factor * sd, 2)}" if len(runs) > 1 else ""
             cells.append(element("span", element("b", number(factor * mean, 2)), spread, class_="value"))
-        rows.append(cells)
-    heads = ["method", "seeds", *(metric_head([run for _, run in scored], metric) for metric in metrics)]
+        rows.append([*cells, number(float(np.mean([run.training_minutes for run in runs])), 1)])
+    heads = ["method", "seeds", *(metric_head([run for _, run in scored], metric) for metric in metrics), "minutes"]
     told = differences([run for _, run in scored])
     lines = [element("li", element("b", own), f" against {base}: {words}") for own, base, words in told]
     note = element("p", "Mean ± standard deviation over seeds of the means over cases; each run below.", class_="muted")
@@ -110,11 +111,13 @@ def _cell(summary: Summary) -> Markup:
 
 
 def _differences(scored: Sequence[tuple[int, ReportRun]], metric: str) -> Markup:
-    """Paired with the first run, where the cases are the same."""
+    """Each two runs, paired where the cases are the same; with the first one only, where methods have several runs."""
     factor, unit = (100, "points") if metric in SHARES else (1, "")
     lines = []
-    (_, first), *others = scored
-    for index, run in others:
+    alone = len(methods_of([run for _, run in scored])) == len(scored)  # else pairs of methods stand above
+    for (_, first), (index, run) in combinations(scored, 2):
+        if first is not scored[0][1] and not alone:
+            continue
         try:
             found = compare_runs(run.scores, first.scores, metric=metric)
         except ValueError:  # other cases, or none that both have
@@ -155,4 +158,4 @@ def _all_scores(scored: Sequence[tuple[int, ReportRun]], metric: str) -> Markup:
     rows = [[case, *(column.get(case, "n/a") for column in columns)] for case in cases]
     heads = [f"case, {metric_name(metric)}{' %' if metric in SHARES else ''}", *(run.name for _, run in scored)]
     scores = table(heads, rows, class_="cards numbers")
-    return element("details", element("summary", f"{metric_name(metric)} of all {len(cases)} cases"), scores)
+    return element("details", element("summary", f"{metric_name(metric)} of every case"), scores)

@@ -53,7 +53,7 @@ def report_runs(
 
 
 def seeds_table(runs: Sequence[ReportRun]) -> str:
-    """Text table of methods: mean over seeds of the mean Dice and HD95, and the standard deviation over seeds.
+    """Text table of methods: mean over seeds of Dice and HD95, their standard deviation, and mean minutes of training.
 
     Raises:
         DataError: a run without scores.
@@ -64,8 +64,8 @@ def seeds_table(runs: Sequence[ReportRun]) -> str:
         for metric, factor in (("dice", 100), ("hd95", 1)):
             mean, sd = over_seeds(own, metric)
             cells += [f"{factor * mean:.2f}", f"{factor * sd:.2f}" if len(own) > 1 else "-"]
-        rows.append(cells)
-    return format_table(["method", "seeds", "Dice %", "sd", "HD95 mm", "sd"], rows)
+        rows.append([*cells, f"{np.mean([run.training_minutes for run in own]):.1f}"])
+    return format_table(["method", "seeds", "Dice %", "sd", "HD95 mm", "sd", "minutes"], rows)
 
 
 def compared(runs: Sequence[ReportRun]) -> str:
@@ -90,7 +90,10 @@ def _folders(runs: Sequence[str]) -> list[Path]:
 
 def _subtitle(runs: Sequence[ReportRun]) -> str:
     cases = {score.case for run in runs for score in run.scores}
-    return f"{len(cases)} held-out cases, on their own grids, last checkpoint"
+    held_out = (
+        "one held-out case, on its own grid" if len(cases) == 1 else f"{len(cases)} held-out cases, on their own grids"
+    )
+    return f"{held_out}, last checkpoint"
 
 
 def _views(runs: Sequence[ReportRun]) -> list[CaseView]:

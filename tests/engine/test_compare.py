@@ -112,43 +112,122 @@ def set_seconds(folder, seconds):
     (folder / "metrics.csv").write_text("".join(",".join(line) + "\n" for line in lines))
 
 
-def test_equal_time_trains_the_baseline_as_long_as_the_slowest_method(data, tmp_path):
-    out, told = tmp_path / "out", []
-    few = SMALL | {"out": str(out), "recipes": ["supervised", "mean_teacher"], "nets": ["unet"]}
+@pytest.fixture(scope="module")
+def timed(data, tmp_path_factory):
+    """Runs of two methods with three seeds, whose median times are 2 and 7 minutes, and the options they have."""
+    few = SMALL | {"recipes": ["supervised", "mean_teacher"], "nets": ["unet"]}
+    few |= {"out": str(tmp_path_factory.mktemp("timed") / "out")}
     done = compare_methods(data, seeds=[0, 1, 2], **few)
-    times = {"supervised": (60, 120, 9999), "mean_teacher": (100, 420, 480)}  # medians 120 and 420
-    for recipe, seconds in times.items():
+    for recipe, seconds in {"supervised": (60, 120, 9999), "mean_teacher": (100, 420, 480)}.items():
         for folder, own in zip(done.runs[recipe], seconds, strict=True):
             set_seconds(folder, own)
-    done = compare_methods(data, told.append, seeds=[0, 1, 2], equal_time=True, **few)
-    assert "equal time: 7 steps of supervised take as long as mean_teacher, by the minutes of their runs" in told
-    assert list(done.runs) == ["supervised", "supervised_7", "mean_teacher"]
-    for folder in done.runs["supervised_7"]:
-        record = json.loads((folder / "protocol.json").read_text())
-        assert record["fit"]["steps"] == 7
-        assert record["unlabelled"]["count"] == 0
-        assert len((folder / "metrics.csv").read_text().splitlines()) == 8
+    return few
+
+
+@pytest.fixture
+def few(timed, tmp_path):
+    """The same runs in a folder of their own."""
+    shutil.copytree(timed["out"], tmp_path / "out")
+    return timed | {"out": str(tmp_path / "out")}
+
+
+def test_equal_time_trains_the_baseline_as_long_as_the_slowest_method(data, few, tmp_path):
+    told, record = [], tmp_path / "out" / "compare.json"
+    done = compare_methods(data, told.append, seeds=[0, 1], equal_time=True, keep=str(tmp_path / "kept"), **few)
+    assert list(done.runs) == ["supervised", "supervised_6", "mean_teacher"]  # 2 steps in 1.5 minutes, 4.33 minutes
+    lines = [line for line in told if line.startswith("equal time: ")]
+    assert lines == [
+        "equal time: 6 steps of supervised take as long as mean_teacher, whose runs took 4.33 minutes, where 2 steps "
+        "took 1.50",
+        "equal time: supervised_6 is supervised for as long as mean_teacher",
+    ]
+    assert f"report without these: {tmp_path / 'out' / 'report.html'}" in told
+    for folder in done.runs["supervised_6"]:
+        protocol = json.loads((folder / "protocol.json").read_text())
+        assert protocol["fit"]["steps"] == 6
+        assert protocol["unlabelled"]["count"] == 0
+        assert len((folder / "metrics.csv").read_text().splitlines()) == 7
+        assert (tmp_path / "kept" / folder.name / "cases.csv").is_file()
     pairs = [line.partition(":")[0] for line in told if " minus " in line]
     assert pairs == [
-        "supervised_7 minus supervised",
+        "supervised_6 minus supervised",
         "mean_teacher minus supervised",
-        "mean_teacher minus supervised_7",
+        "mean_teacher minus supervised_6",
     ]
-    set_seconds(done.runs["mean_teacher"][0], 9999)  # the number of steps stays what it was
-    told.clear()
-    again = compare_methods(data, told.append, seeds=[0, 1], equal_time=True, **few)
-    assert list(again.runs) == list(done.runs)
+    assert json.loads(record.read_text())["steps at equal time"] == {"supervised": {"mean_teacher": 6}}
+    told.clear()  # a seed more, whose time would change the number
+    again = compare_methods(data, told.append, seeds=[0, 1, 2], equal_time=True, **few)
+    assert [folder.name for folder in again.runs["supervised_6"]] == [f"supervised_6_seed{seed}" for seed in range(3)]
+    assert not any("take as long as" in line for line in told)
     assert list(compare_methods(data, seeds=[0], **few).runs) == few["recipes"]
 
 
-def test_equal_time_adds_nothing_to_a_baseline_that_is_slowest(data, tmp_path):
-    few = SMALL | {"out": str(tmp_path / "out"), "recipes": ["dual_uncertainty", "supervised"], "seeds": [0]}
-    done = compare_methods(data, **few)
-    for recipe, seconds in (("dual_uncertainty", 200), ("supervised", 100)):
-        set_seconds(done.runs[recipe][0], seconds)
-    told = []
-    assert list(compare_methods(data, told.append, equal_time=True, **few).runs) == ["dual_uncertainty", "supervised"]
-    assert "equal time: no method takes longer than dual_uncertainty, so its row is that at equal time, too" in told
+def test_the_page_compares_each_two_rows_with_one_seed_too(data, few):
+    done = compare_methods(data, seeds=[0], equal_time=True, **few)
+    page = done.report.read_text()
+    assert list(done.runs) == ["supervised", "supervised_3", "mean_teacher"]
+    assert "against supervised_seed0, " in page
+    assert "against supervised_3_seed0, " in page
+
+
+def test_another_baseline_has_numbers_of_its_own_and_they_stay(data, few, tmp_path):
+    record = tmp_path / "out" / "compare.json"
+    turned, told = few | {"recipes": few["recipes"][::-1]}, []
+    assert list(compare_methods(data, told.append, seeds=[1], equal_time=True, **turned).runs) == turned["recipes"]
+    slower = "mean_teacher takes as long as supervised or longer, so its row is that at equal time, too"
+    assert f"equal time: {slower}" in told
+    done = compare_methods(data, seeds=[1], equal_time=True, **few)
+    assert list(done.runs) == ["supervised", "supervised_7", "mean_teacher"]
+    found = json.loads(record.read_text())
+    assert found["steps at equal time"] == {"mean_teacher": {"supervised": 1}, "supervised": {"mean_teacher": 7}}
+    found["steps at equal time"]["supervised"]["mean_teacher"] = 9  # a number that stands there is not measured again
+    record.write_text(json.dumps(found))
+    assert list(compare_methods(data, seeds=[1], equal_time=True, **few).runs)[1] == "supervised_9"
+    assert json.loads(record.read_text()) == found
+
+
+@pytest.mark.parametrize("seconds", ["", "0", "-3", "inf", "x"])
+def test_a_log_without_a_time_is_told_by_its_name(data, few, seconds, tmp_path):
+    set_seconds(tmp_path / "out" / "mean_teacher_seed0", seconds)
+    with pytest.raises(ValueError, match=r"mean_teacher_seed0/metrics\.csv: "):
+        compare_methods(data, seeds=[0], equal_time=True, **few)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"steps at equal time": [3]}, "'steps at equal time' is '\\[3\\]'; expected an object"),
+        ({"steps at equal time": {"supervised": 3}}, "of supervised is '3'; expected an object"),
+        (
+            {"steps at equal time": {"supervised": {"mean_teacher": 4.0}}},
+            "mean_teacher is '4.0'; expected a whole number",
+        ),
+        ({"steps at equal time": {"supervised": {"mean_teacher": True}}}, "is 'True'; expected a whole number"),
+        ({"steps at equal time": {"supervised": {"mean_teacher": 0}}}, "is '0'; expected a whole number"),
+        ({"options": None}, "'options' is 'None'; expected an object"),
+        ({"data": "x"}, "'data' is 'x'; expected an object"),
+        ("without options", "there are no options; expected a file that ssmis compare wrote"),
+        ("missing", r"there is no such file beside \w+_seed\d; expected what that run was made with"),
+    ],
+)
+def test_a_damaged_record_is_told_before_anything_is_trained(data, few, tmp_path, changed, told):
+    record = tmp_path / "out" / "compare.json"
+    old = json.loads(record.read_text())
+    if changed == "missing":
+        record.unlink()
+    else:
+        own = {"data": old["data"]} if changed == "without options" else old | changed
+        record.write_text(json.dumps(own))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    with pytest.raises(DataError, match=rf"compare\.json: .*{told}"):
+        compare_methods(data, seeds=[3], equal_time=True, **few)
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()}
+
+
+def test_what_cannot_be_kept_is_told_before_anything_is_trained(data, few, tmp_path):
+    with pytest.raises(ValueError, match=r"keep is .*compare\.json; expected a folder"):
+        compare_methods(data, seeds=[3], keep=str(tmp_path / "out" / "compare.json"), **few)
+    assert not (tmp_path / "out" / "supervised_seed3").exists()
 
 
 @pytest.mark.parametrize(
