@@ -111,13 +111,12 @@ def _cell(summary: Summary) -> Markup:
 
 
 def _differences(scored: Sequence[tuple[int, ReportRun]], metric: str) -> Markup:
-    """Each two runs, paired where the cases are the same; with the first one only, where methods have several runs."""
+    """Each two runs, paired where the cases are the same; nothing where methods have several."""
     factor, unit = (100, "points") if metric in SHARES else (1, "")
     lines = []
-    alone = len(methods_of([run for _, run in scored])) == len(scored)  # else pairs of methods stand above
+    if len(methods_of([run for _, run in scored])) < len(scored):
+        return Markup()  # pairs of methods stand above
     for (_, first), (index, run) in combinations(scored, 2):
-        if first is not scored[0][1] and not alone:
-            continue
         try:
             found = compare_runs(run.scores, first.scores, metric=metric)
         except ValueError:  # other cases, or none that both have
