@@ -21,7 +21,7 @@ from ssmis.engine.lock import locked
 from ssmis.engine.scoring import evaluate_run
 from ssmis.engine.train import FREE_OPTIONS, plan_from, resolved, train
 from ssmis.engine.trained import build_recipe
-from ssmis.options import CompareOptions, TrainOptions
+from ssmis.options import CompareOptions, TrainOptions, gathered
 from ssmis.registry import RECIPES
 from ssmis.report import report_runs
 
@@ -69,7 +69,7 @@ def compare_methods(
         RuntimeError: runs failed; each told why.
         FileExistsError: another process begins in `out`.
     """
-    chosen = data if isinstance(data, CompareOptions) else CompareOptions(data=str(data), **options)
+    chosen = gathered(CompareOptions, data, options)
     out = Path(chosen.out or Path("runs") / f"{Path(chosen.data).resolve().name.split('.')[0]}_compared")
     runs = _runs(chosen, out)
     if chosen.equal_time and len({run.recipe for run in runs.values()}) == 1:

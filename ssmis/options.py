@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Options of the commands, and of the functions behind them: light, so that `--help` is quick."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -258,6 +258,22 @@ class DemoOptions:
     steps: int = 60
     device: str = "auto"
     progress: bool = True
+
+
+def gathered(
+    kind: type[T], first: object, options: Mapping[str, object], *, spelled: Callable[[Any], object] = str
+) -> T:
+    """The options of a call, whose first argument holds all of them, or is the first one of them.
+
+    Raises:
+        TypeError: options beside an object that holds all, or one that there is not.
+    """
+    if not isinstance(first, kind):
+        name = next(iter(get_type_hints(kind)))
+        return kind(**{name: spelled(first)}, **options)
+    if options:
+        raise TypeError(f"{', '.join(options)} given beside {kind.__name__}; expected all options in that object")
+    return first
 
 
 def checked(kind: type[T], values: object) -> T:

@@ -12,7 +12,7 @@ import numpy as np
 from ssmis._optional import require
 from ssmis.data.layouts import Dataset, find_dataset
 from ssmis.data.survey import CaseFacts, Issue, survey
-from ssmis.options import InspectOptions
+from ssmis.options import InspectOptions, gathered
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +67,7 @@ def inspect_data(data: str | Path | InspectOptions, **options: Any) -> Inspectio
     Raises:
         DataError: no layout fits, or the one that fits is not what it says.
     """
-    chosen = data if isinstance(data, InspectOptions) else InspectOptions(data=str(data), **options)
+    chosen = gathered(InspectOptions, data, options)
     dataset = find_dataset(chosen.data)
     show: Callable[[Any], Any] | None = None
     if chosen.progress:

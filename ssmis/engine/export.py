@@ -16,7 +16,7 @@ from ssmis._optional import require
 from ssmis.data import DataError
 from ssmis.engine.bundle import write_bundle
 from ssmis.engine.trained import TrainedRun
-from ssmis.options import ExportOptions
+from ssmis.options import ExportOptions, gathered
 
 FORMAT, VERSION = "ssmis.export", 1
 FORMATS = ("safetensors", "onnx", "monai")
@@ -60,7 +60,7 @@ def export_run(
         ValueError: an unknown format, or an ONNX model that computes something else than torch.
         ImportError: a format without its package.
     """
-    chosen = run if isinstance(run, ExportOptions) else ExportOptions(run=str(run), **options)
+    chosen = gathered(ExportOptions, run, options)
     formats = chosen.formats or ["safetensors"]
     if unknown := [name for name in formats if name not in FORMATS]:
         raise ValueError(f"formats has {unknown[0]!r}; expected some of {', '.join(FORMATS)}")

@@ -20,7 +20,7 @@ from ssmis.engine.infer import Predictor
 from ssmis.engine.segmentation import Segmentation
 from ssmis.engine.train import progress_of
 from ssmis.engine.trained import run_folders
-from ssmis.options import PredictOptions
+from ssmis.options import PredictOptions, gathered
 
 _CHANNEL = re.compile(r"_(\d{4})$")
 _RESULT = re.compile(r"_(prob\d*|uncertainty)$")
@@ -59,10 +59,9 @@ def predict_files(
             folder of an image.
         ValueError: an option that is out of range.
     """
-    if isinstance(run, PredictOptions):
-        chosen = run
-    else:
-        chosen = PredictOptions(run=str(run), inputs=[str(path) for path in inputs], **options)
+    if inputs or not isinstance(run, PredictOptions):
+        options["inputs"] = [str(path) for path in inputs]
+    chosen = gathered(PredictOptions, run, options)
     part = None if chosen.shard is None else parse_shard(chosen.shard)
     folders = run_folders([chosen.run, *(chosen.ensemble or [])])
     predictor = Predictor.load(

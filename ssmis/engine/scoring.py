@@ -18,7 +18,7 @@ from ssmis.engine.sliding import Slabs
 from ssmis.engine.train import progress_of
 from ssmis.engine.trained import TrainedRun, run_folders
 from ssmis.metrics import summarise
-from ssmis.options import EvaluateOptions
+from ssmis.options import EvaluateOptions, gathered
 from ssmis.recipes.base import Prediction
 
 
@@ -48,7 +48,7 @@ def evaluate_run(
     Raises:
         DataError: no such run, its data have moved, there is no held-out case, or one cannot be read or predicted.
     """
-    chosen = run if isinstance(run, EvaluateOptions) else EvaluateOptions(run=str(run), **options)
+    chosen = gathered(EvaluateOptions, run, options)
     return [_evaluate(folder, chosen, tell) for folder in run_folders(chosen.run)]
 
 

@@ -39,7 +39,7 @@ from ssmis.engine.protocol import Protocol
 from ssmis.engine.runtime import pick_device, pick_precision
 from ssmis.engine.trained import DROPOUT, build_recipe, norm_of, preset_of, spelled
 from ssmis.nets.blocks import NORMS
-from ssmis.options import TrainOptions, checked
+from ssmis.options import TrainOptions, checked, gathered
 from ssmis.recipes import Recipe
 
 UPRIGHT = replace(Augment.strong(), flip_axes=(), rot90=False, affine_probability=0.5)
@@ -76,7 +76,7 @@ def train(
         FileExistsError: the run folder holds a run, and `resume` is not set; or another process trains there.
         ValueError: an option that is out of range, or another one than the run that is resumed was begun with.
     """
-    chosen = data if isinstance(data, TrainOptions) else TrainOptions(data=str(data), **options)
+    chosen = gathered(TrainOptions, data, options)
     chosen = resolved(chosen)
     world = join()
     with together(world), locked(Path(str(chosen.out)), when=world.main, again=True):  # before the plan is written

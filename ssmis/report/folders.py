@@ -10,7 +10,7 @@ import numpy as np
 from ssmis.data import Case, DataError, Plan, find_dataset
 from ssmis.data.scans import case_scan, read_labels
 from ssmis.data.texts import read_json
-from ssmis.options import ReportOptions
+from ssmis.options import ReportOptions, gathered
 from ssmis.report._methods import differences, methods_of, over_seeds
 from ssmis.report.html import write_report
 from ssmis.report.runs import CaseView, ReportRun, pick_cases
@@ -37,7 +37,7 @@ def report_runs(
     Raises:
         DataError: no run, or one without scores.
     """
-    chosen = runs if isinstance(runs, ReportOptions) else ReportOptions(runs=[str(run) for run in runs], **options)
+    chosen = gathered(ReportOptions, runs, options, spelled=lambda runs: [str(run) for run in runs])
     folders = _folders(chosen.runs)
     parents = len({folder.name for folder in folders}) < len(folders)
     named = [

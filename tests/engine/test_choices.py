@@ -7,6 +7,8 @@ import pytest
 from data.folders import plain
 from engine.own_runs import small_plan
 
+import ssmis
+from ssmis import options
 from ssmis.engine.train import train
 from ssmis.engine.trained import build_recipe
 from ssmis.metrics import CaseScore
@@ -69,3 +71,21 @@ def test_one_case_has_no_interval(tmp_path):
     page = str(results_section(runs, ["dice", "hd95"]))
     assert "against base, one case" in page
     assert "±" not in page.replace("Mean ± standard deviation over cases", "")
+
+
+@pytest.mark.parametrize(
+    ("call", "given", "besides", "named"),
+    [
+        (ssmis.train, options.TrainOptions("DATA"), {"steps": 5}, "steps given beside TrainOptions"),
+        (ssmis.compare_methods, options.CompareOptions("DATA"), {"equal_time": True}, "equal_time given beside Comp"),
+        (ssmis.inspect_data, options.InspectOptions("DATA"), {"limit": 1}, "limit given beside InspectOptions"),
+        (ssmis.evaluate_run, options.EvaluateOptions("RUN"), {"flips": True}, "flips given beside EvaluateOptions"),
+        (ssmis.report_runs, options.ReportOptions(["RUN"]), {"out": "x"}, "out given beside ReportOptions"),
+        (ssmis.export_run, options.ExportOptions("RUN"), {"out": "x"}, "out given beside ExportOptions"),
+        (ssmis.predict_files, options.PredictOptions("RUN", ["A"]), {"prob": True}, "prob given beside PredictOptions"),
+        (ssmis.predict_files, options.PredictOptions("RUN", ["A"]), {"inputs": ["B"]}, "inputs given beside Predict"),
+    ],
+)
+def test_options_beside_an_object_that_holds_all_are_not_ignored(call, given, besides, named):
+    with pytest.raises(TypeError, match=named):
+        call(given, **besides)
