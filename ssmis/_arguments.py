@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Words of a command line, and files of options, into the dataclasses of `ssmis.options`."""
 
+import difflib
 import inspect
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ def parse(command: str, kind: type[Any], words: Sequence[str]) -> Any:
         prog=f"ssmis {command}",
         usage=f"ssmis {command} {shown} [options]",
         description=about.split("\n")[0],
+        allow_abbrev=False,
         exit_on_error=False,
     )
     helps = dict(re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", about, flags=re.MULTILINE))
@@ -57,6 +59,9 @@ def parse(command: str, kind: type[Any], words: Sequence[str]) -> Any:
         if wrong := re.search(r'Parser key "(\w+)".* Given value: (.*)$', told):
             kind_of = str(hints.get(wrong[1], "another type")).replace("<class '", "").replace("'>", "")
             told = f"{wrong[1]} is {wrong[2]!r}; expected {kind_of}"
+        elif wrong := re.search(r"[Uu]nrecognized arguments: --(\w+)", told):
+            near = difflib.get_close_matches(wrong[1], [field.name for field in fields(kind)], n=1)
+            told += f"; did you mean --{near[0]}?" if near else f"; see ssmis {command} --help"
         if configs:
             told += f" (on the command line or in {', '.join(map(str, configs))})"
         raise ValueError(f"{command}: {told}") from error
@@ -121,6 +126,9 @@ def _named(words: Sequence[str], positional: Sequence[str], hints: Mapping[str, 
         if not word.startswith("-"):
             first.append(word)
             continue
+        if word.startswith("--"):  # --equal-time is --equal_time
+            flag, given, value = word.partition("=")
+            word = f"--{flag[2:].replace('-', '_')}{given}{value}"
         rest.append(word)
         name = next((long for long, short in SHORT.items() if short == word), word.lstrip("-"))
         if name in ("h", "help", "print_config") or "=" in word:

@@ -174,3 +174,14 @@ def test_export_list_and_doctor(tmp_path, capsys):
     assert "extra medical" in capsys.readouterr().out
     assert cli.main(["list", "nothing"]) == 1
     assert cli.main(["report", str(run)]) == 1
+
+
+def test_hyphens_are_underscores_and_a_slip_of_the_pen_is_pointed_out(capsys):
+    chosen = parse(
+        "compare", options.CompareOptions, ["DATA", "--equal-time", "--learning-rate=0.5", "--coefficients", "a-b=-1"]
+    )
+    assert (chosen.equal_time, chosen.learning_rate, chosen.coefficients) == (True, 0.5, ["a-b=-1"])
+    with pytest.raises(ValueError, match=r"unrecognized arguments: --equal_tim; did you mean --equal_time\?"):
+        parse("compare", options.CompareOptions, ["DATA", "--equal-tim"])
+    with pytest.raises(ValueError, match="unrecognized arguments: --xyz 3; see ssmis train --help"):
+        parse("train", options.TrainOptions, ["DATA", "--xyz", "3"])
