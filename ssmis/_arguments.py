@@ -24,7 +24,12 @@ def parse(command: str, kind: type[Any], words: Sequence[str]) -> Any:
     about = inspect.getdoc(kind) or ""
     positional = [field.name for field in fields(kind) if field.name in POSITIONAL]
     shown = " ".join(f"{name.upper()}..." if POSITIONAL[name] else name.upper() for name in positional)
-    parser = jsonargparse.ArgumentParser(
+
+    class Parser(jsonargparse.ArgumentParser):
+        def format_help(self, *given: Any, **named: Any) -> str:
+            return str(super().format_help(*given, **named)).replace("%%", "%")  # some versions leave them so
+
+    parser = Parser(
         prog=f"ssmis {command}",
         usage=f"ssmis {command} {shown} [options]",
         description=about.split("\n")[0],

@@ -205,6 +205,9 @@ def _demo(words: Sequence[str]) -> int:
 def _list(words: Sequence[str]) -> int:
     from ssmis import registry
 
+    if {"-h", "--help"} & set(words):
+        say("usage: ssmis list [KIND...]\n\nWhat is registered: recipes, nets, losses, uncertainty, banks.")
+        return 0
     kinds = {"recipes": registry.RECIPES, "nets": registry.NETS, "losses": registry.LOSSES,
              "uncertainty": registry.UNCERTAINTY, "banks": registry.BANKS}  # fmt: skip
     if unknown := [word for word in words if word not in kinds]:
@@ -220,6 +223,9 @@ def _list(words: Sequence[str]) -> int:
 def _doctor(words: Sequence[str]) -> int:
     from ssmis.engine.doctor import examine
 
+    if {"-h", "--help"} & set(words):
+        say("usage: ssmis doctor\n\nWhat this machine has, and lacks; status 1 if a training could not run.")
+        return 0
     if words:
         raise ValueError(f"doctor takes no options; got {words[0]!r}")
     lines, ok = examine()

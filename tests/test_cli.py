@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line: quick help, options as of the functions, exit status, the next command."""
 
+import contextlib
 import inspect
 import os
 import re
@@ -174,6 +175,15 @@ def test_export_list_and_doctor(tmp_path, capsys):
     assert "extra medical" in capsys.readouterr().out
     assert cli.main(["list", "nothing"]) == 1
     assert cli.main(["report", str(run)]) == 1
+
+
+def test_the_help_of_every_command_is_there_and_has_single_per_cent_signs(capsys):
+    for command in cli.COMMANDS:
+        with contextlib.suppress(SystemExit):
+            assert cli.main([command, "--help"]) == 0
+        told = capsys.readouterr().out
+        assert f"usage: ssmis {command}" in told
+        assert "%%" not in told
 
 
 def test_hyphens_are_underscores_and_a_slip_of_the_pen_is_pointed_out(capsys):

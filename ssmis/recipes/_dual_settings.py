@@ -32,10 +32,10 @@ class DualUncertaintyConfig:
         teacher_decay: of the moving averages.
         mix_side: side of the box, as a share of each axis, that a strong view takes from another volume, and its
             labels with it; 0: none. Only with the teacher "average", which sees whole volumes.
-        mix_with: whose box it is: of the next "unlabelled" volume (CutMix), or of a "labelled" one, or for half of
-            them all but the box (bidirectional copy-paste): the true labels then take the place of pseudo-labels;
-            "labelled_only" is the same, and from `unlabelled_from` on the trained nets see labelled volumes in these
-            mixtures only. It needs as many unlabelled volumes a step as labelled ones.
+        mix_with: whose box it is: of the next "unlabelled" volume (CutMix), or of a "labelled" one, or, for half of
+            them on average, all but the box (bidirectional copy-paste): the true labels then take the place of
+            pseudo-labels; "labelled_only" is the same, and from `unlabelled_from` on the trained nets see labelled
+            volumes in these mixtures only. It needs as many unlabelled volumes a step as labelled ones.
         components: keep only the largest component of each class of a pseudo-label, or of the classes named; the rest
             counts as background. For structures of which there is one; only with the teacher "average".
         detach_weight: treat the KL weight as a constant; None: only for more than 4 classes.
