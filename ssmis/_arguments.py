@@ -64,8 +64,8 @@ def parse(command: str, kind: type[Any], words: Sequence[str]) -> Any:
         if wrong := re.search(r'Parser key "(\w+)".* Given value: (.*)$', told):
             kind_of = str(hints.get(wrong[1], "another type")).replace("<class '", "").replace("'>", "")
             told = f"{wrong[1]} is {wrong[2]!r}; expected {kind_of}"
-        elif wrong := re.search(r"[Uu]nrecognized arguments: --(\w+)", told):
-            near = difflib.get_close_matches(wrong[1], [field.name for field in fields(kind)], n=1)
+        elif wrong := re.search(r"[Uu]nrecognized arguments: --([\w-]+)", told):
+            near = difflib.get_close_matches(wrong[1].replace("-", "_"), [*hints, "config"], n=1)
             told += f"; did you mean --{near[0]}?" if near else f"; see ssmis {command} --help"
         if configs:
             told += f" (on the command line or in {', '.join(map(str, configs))})"
@@ -133,7 +133,8 @@ def _named(words: Sequence[str], positional: Sequence[str], hints: Mapping[str, 
             continue
         if word.startswith("--"):  # --equal-time is --equal_time
             flag, given, value = word.partition("=")
-            word = f"--{flag[2:].replace('-', '_')}{given}{value}"
+            if (option := flag[2:].replace("-", "_")) in (*hints, "print_config"):
+                word = f"--{option}{given}{value}"
         rest.append(word)
         name = next((long for long, short in SHORT.items() if short == word), word.lstrip("-"))
         if name in ("h", "help", "print_config") or "=" in word:

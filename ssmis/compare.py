@@ -51,7 +51,7 @@ def compare_methods(
     share, `out/compare.json` what they were made with, `out/report.html` the report. The same call again continues: it
     leaves out what is scored and resumes what was begun. Recipes and seeds may be added; other data or options are
     refused. What no run could be trained with is told before the first one begins, and a run that fails does not keep
-    the others from being trained.
+    the others from being trained, but for those of `equal_time`, which begin when all others are finished.
 
     `equal_time` adds runs of the baseline, `out/RECIPE_STEPS_seedSEED`, with as many steps as would have taken as long
     as those of the slowest other method: by the median minutes of a run, when it is first asked for. `out/compare.json`
@@ -84,6 +84,7 @@ def compare_methods(
         _make_folder(chosen.keep, option="keep")
     with locked(out):
         record = read_record(out)
+        check_made_with(out, record, made_with)  # another process may have begun since
         if not record:
             write_split(split, out / "split")
         write_record(out, record | made_with)
@@ -214,7 +215,7 @@ def _train_and_score(runs: Mapping[Path, TrainOptions], tell: Callable[[str], ob
     """
     todo = {folder: run for folder, run in runs.items() if not _scored(folder)}
     errors: dict[Path, str] = {}
-    if beside > 1 and len(todo) > 1:
+    if beside > 1 and todo:  # a single one, too: with one thread, as those whose minutes it is compared with
         commands = [[sys.executable, "-m", "ssmis.compare", json.dumps(asdict(run))] for run in todo.values()]
         status = run_beside(commands, at_once=beside, go_on=True)
         if status == 128 + signal.SIGINT:

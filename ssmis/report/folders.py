@@ -18,7 +18,9 @@ from ssmis.report.tables import format_table
 
 
 def report_runs(
-    runs: Sequence[str | Path] | ReportOptions, tell: Callable[[str], object] = lambda text: None, **options: Any
+    runs: str | Path | Sequence[str | Path] | ReportOptions,
+    tell: Callable[[str], object] = lambda text: None,
+    **options: Any,
 ) -> Path:
     """Compare evaluated runs in one HTML file; `ssmis report` is this function.
 
@@ -27,7 +29,7 @@ def report_runs(
     case of the last run are shown, with the predictions of every run.
 
     Args:
-        runs: run folders that `ssmis evaluate` scored, or folders of them, the baseline first; or all options.
+        runs: scored run folders, the baseline first, or folders of them; one or several; or all options.
         tell: called with the lines of the table.
         options: of `ReportOptions`.
 
@@ -37,6 +39,7 @@ def report_runs(
     Raises:
         DataError: no run, or one without scores.
     """
+    runs = [runs] if isinstance(runs, str | Path) else runs
     chosen = gathered(ReportOptions, runs, options, spelled=lambda runs: [str(run) for run in runs])
     folders = _folders(chosen.runs)
     parents = len({folder.name for folder in folders}) < len(folders)

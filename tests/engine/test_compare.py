@@ -12,7 +12,7 @@ import time
 import pytest
 from data.folders import plain
 
-from ssmis import cli, compare_methods
+from ssmis import cli, compare, compare_methods
 from ssmis.data import DataError, find_dataset, make_split, read_list
 from ssmis.engine.lock import locked
 from ssmis.metrics import read_cases_csv
@@ -160,6 +160,35 @@ def test_equal_time_trains_the_baseline_as_long_as_the_slowest_method(data, few,
     assert [folder.name for folder in again.runs["supervised_6"]] == [f"supervised_6_seed{seed}" for seed in range(3)]
     assert not any("take as long as" in line for line in told)
     assert list(compare_methods(data, seeds=[0], **few).runs) == few["recipes"]
+
+
+def test_a_single_run_beside_none_has_one_thread_too(data, few, monkeypatch):
+    started = []
+    run = compare.run_beside
+    monkeypatch.setattr(
+        "ssmis.compare.run_beside", lambda commands, **how: started.append(len(commands)) or run(commands, **how)
+    )
+    done = compare_methods(data, seeds=[0], equal_time=True, beside=2, **few)
+    assert list(done.runs) == ["supervised", "supervised_3", "mean_teacher"]
+    assert started == [1]
+
+
+def test_another_process_that_began_with_other_options_meanwhile_is_not_overwritten(data, tmp_path, monkeypatch):
+    few, begins = SMALL | {"out": str(tmp_path / "out"), "recipes": ["supervised"], "seeds": [0]}, []
+    try_out = compare._try_out
+
+    def slowly(*given):
+        try_out(*given)
+        if not begins:
+            begins.append("once")
+            compare_methods(data, split_seed=7, **few)
+
+    monkeypatch.setattr("ssmis.compare._try_out", slowly)
+    with pytest.raises(ValueError, match="split_seed was 7 and is 3"):
+        compare_methods(data, split_seed=3, **few)
+    split = make_split(find_dataset(data), labelled="2", test="2", seed=7)
+    assert read_list(tmp_path / "out" / "split" / "test.list") == [case.id for case in split.test]
+    assert json.loads((tmp_path / "out" / "compare.json").read_text())["options"]["split_seed"] == 7
 
 
 def test_the_page_compares_each_two_rows_with_one_seed_too(data, few):
