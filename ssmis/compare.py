@@ -81,7 +81,7 @@ def compare_methods(
     split = _split(chosen, out, dataset, made_with, semi=any(run.recipe != "supervised" for run in runs.values()))
     _try_out(dataset, split, runs.values())
     if chosen.keep:
-        _make_folder(chosen.keep, option="keep")
+        _make_keep(chosen.keep)
     with locked(out):
         record = read_record(out)
         check_made_with(out, record, made_with)  # another process may have begun since
@@ -195,14 +195,12 @@ def _try_out(dataset: Dataset, split: Split, runs: Iterable[TrainOptions]) -> No
         build_recipe(run, plan_from(facts, dataset, run))
 
 
-def _make_folder(path: str, *, option: str) -> None:
-    """Make a folder before hours are spent on what shall lie in it."""
+def _make_keep(path: str) -> None:
+    """Make the folder of `keep` before hours are spent on what shall lie in it."""
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(
-            f"{option} is {path}; expected a folder, or where one can be made: {error.strerror}"
-        ) from error
+        raise ValueError(f"keep is {path}; expected a folder, or where one can be made: {error.strerror}") from error
 
 
 def _train_and_score(runs: Mapping[Path, TrainOptions], tell: Callable[[str], object], *, beside: int) -> None:

@@ -31,7 +31,7 @@ def write_report(
     """Write a report as one HTML file that loads nothing: style, charts and pictures are inside, and no script.
 
     It holds, as far as the runs have it: warnings (collapsed pseudo-labels, skipped steps, an early end), the table of
-    scores and their differences to the first run, the cases, curves of losses and of pseudo-label quality, reliability
+    scores and the differences of each two rows, the cases, curves of losses and of pseudo-label quality, reliability
     diagrams, protocol and environment in full. A long log is drawn as means with a band from least to greatest.
 
     Args:
