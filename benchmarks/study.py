@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is each term of dual_uncertainty worth, and what do the terms cost that train nothing in the public code?
+"""What is each term of dual_uncertainty worth, what do the terms cost that train nothing in the public code, and how do
+the recipes compare?
 
     python benchmarks/study.py --data DATA/la --out runs/study
+    python benchmarks/study.py --data DATA/la --out runs/methods --study methods
     python benchmarks/study.py --data DATA/la --out runs/ablation --study copy_paste --steps 700
 
 Left Atrium, protocol la/cpu, 8 labelled cases, 3 seeds, scored on the validation cases of dev_val.list, which no
 training opens. Rows of the study "terms": supervised; public_code; paper; and paper without the KL weight, without the
 entropy filter, without the contrast; that is 18 runs, with 15 minutes of training steps each four and a half hours.
+Rows of "methods": supervised; the semi-supervised recipes, with the nets of the protocol (mean_teacher: its V-Net).
 Rows of "copy_paste": supervised; that preset; one setting of it changed at a time; and each net scored alone.
 
 A second process with the same command takes cells that the first one has not begun, and the same command continues
@@ -15,24 +18,26 @@ on phantoms (--labelled 4), to try it out.
 """
 
 import argparse
+import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ssmis.data import la_split, write_phantoms
-from ssmis.engine import PROTOCOLS
-from ssmis.recipes import DualUncertainty, Supervised
+from ssmis.engine import PROTOCOLS, Protocol
+from ssmis.recipes import CrossPseudo, DualUncertainty, MeanTeacher, Recipe, Supervised, UCSeg
 from ssmis.report import read_study
 from ssmis.study import Build, run
 
-# Arguments of DualUncertainty; the pair of nets and everything else is the same in all rows.
-TERMS = {
+# Arguments of DualUncertainty beside the preset; the pair of nets and everything else is the same in all rows.
+TERMS: dict[str, dict[str, Any]] = {
     "public_code": {"preset": "public_code"},
     "paper": {},
     "paper-no-kl-weight": {"kl_rectified": False},  # plain cross pseudo supervision in the place of the rectified one
     "paper-no-entropy-filter": {"filtered_weight": 0.0},  # no filtered term; the contrast still finds unsure voxels
     "paper-no-contrast": {"contrast_weight": 0.0},
 }
-COPY_PASTE = {
+COPY_PASTE: dict[str, dict[str, Any]] = {
     "copy_paste": {},
     "keep-0.2": {"keep_fraction": 0.2},
     "keep-0.8": {"keep_fraction": 0.8},
@@ -49,7 +54,43 @@ COPY_PASTE = {
     "no-entropy-filter": {"filtered_weight": 0.0},
     "no-contrast": {"contrast_weight": 0.0},
 }
-STUDIES = {"terms": ("paper", TERMS), "copy_paste": ("copy_paste", COPY_PASTE)}  # name -> preset and rows
+
+
+def supervised(protocol: Protocol) -> Recipe:
+    return Supervised(protocol.nets())
+
+
+def mean_teacher(protocol: Protocol) -> Recipe:
+    return MeanTeacher({"vnet": protocol.nets()["vnet"]})
+
+
+def cross_pseudo(protocol: Protocol) -> Recipe:
+    return CrossPseudo(protocol.nets())
+
+
+def dual_uncertainty(protocol: Protocol) -> Recipe:
+    return DualUncertainty(protocol.nets(), preset=protocol.preset)
+
+
+def uc_seg(protocol: Protocol) -> Recipe:
+    return UCSeg(protocol.nets(), gate_patch=math.gcd(16, *protocol.patch))  # a patch has to be whole gate patches
+
+
+def variants(preset: str, rows: dict[str, dict[str, Any]]) -> dict[str, Build]:
+    """Name -> protocol -> dual_uncertainty of `preset` with the arguments of a row."""
+
+    def build(arguments: dict[str, Any]) -> Build:
+        return lambda protocol: DualUncertainty(protocol.nets(), **{"preset": preset, **arguments})
+
+    return {name: build(arguments) for name, arguments in rows.items()}
+
+
+METHODS = (mean_teacher, cross_pseudo, dual_uncertainty, uc_seg)
+STUDIES: dict[str, dict[str, Build]] = {
+    "terms": variants("paper", TERMS),
+    "methods": {build.__name__: build for build in METHODS},
+    "copy_paste": variants("copy_paste", COPY_PASTE),
+}
 
 
 def main() -> None:
@@ -80,7 +121,7 @@ def main() -> None:
 
 def train(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """Train and score what is not finished."""
-    preset, known = STUDIES[args.study]
+    known = STUDIES[args.study]
     chosen = args.rows or list(known)
     if unknown := [name for name in chosen if name not in known]:
         parser.error(f"--rows names {', '.join(unknown)}; the study {args.study} has {', '.join(known)}")
@@ -93,24 +134,18 @@ def train(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         names = (args.data / "train.list").read_text(encoding="utf-8").split()
         (args.data / args.val).write_text("".join(f"{name}\n" for name in names[-4:]), encoding="utf-8")
 
-    rows = {name: builder(**{"preset": preset, **known[name]}) for name in chosen}
     run(
         protocol,
-        {"supervised": lambda protocol: Supervised(protocol.nets()), **rows},
+        {"supervised": supervised, **{name: known[name] for name in chosen}},
         split=la_split(args.data, labelled=count, val=args.val, test=args.test),
         out=args.out,
         seeds=args.seeds,
         minutes=None if args.steps is not None else args.minutes,
         validations=0,
         nets_alone=args.study == "copy_paste",
-        against=("supervised", *([preset] if preset in rows else [])),
+        against=("supervised", *(name for name in chosen if name in ("paper", "copy_paste"))),  # what others change
         tell=lambda line: print(line, flush=True),
     )
-
-
-def builder(**arguments: object) -> Build:
-    """Return protocol -> the recipe of a row."""
-    return lambda protocol: DualUncertainty(protocol.nets(), **arguments)
 
 
 if __name__ == "__main__":
