@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ssmis._compare_methods import by_method
 from ssmis.data import DataError
 from ssmis.data.texts import read_json
 from ssmis.engine.atomic import replace_text
@@ -76,10 +77,7 @@ def as_long(out: Path, runs: Mapping[Path, TrainOptions], tell: Callable[[str], 
         DataError: a log of finished runs that tells no time.
         FileExistsError: another process writes the record.
     """
-    by_method: dict[str, dict[Path, TrainOptions]] = {}
-    for folder, run in runs.items():
-        by_method.setdefault(run.recipe, {})[folder] = run
-    (name, baseline), *others = by_method.items()
+    (name, baseline), *others = by_method(runs).items()
     own_steps = next(iter(baseline.values())).steps or 1
     with locked(out):
         record = read_record(out)

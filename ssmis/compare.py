@@ -6,12 +6,13 @@ import json
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ssmis._compare_record import as_long, check_made_with, read_record, write_record
+from ssmis._compare_methods import Method, by_method, methods_of
+from ssmis._compare_record import Record, as_long, check_made_with, read_record, write_record
 from ssmis.data import DataError, Split, find_dataset, make_split, survey, write_split
 from ssmis.data.layouts import Dataset
 from ssmis.data.splits import read_split
@@ -22,7 +23,6 @@ from ssmis.engine.scoring import evaluate_run
 from ssmis.engine.train import FREE_OPTIONS, plan_from, resolved, train
 from ssmis.engine.trained import build_recipe
 from ssmis.options import CompareOptions, TrainOptions, gathered
-from ssmis.registry import RECIPES
 from ssmis.report import report_runs
 
 __all__ = ["Comparison", "compare_methods"]
@@ -33,8 +33,8 @@ class Comparison:
     """Trained and scored methods.
 
     Attributes:
-        runs: recipe -> its run folders, one a seed, the baseline first; after it, with `equal_time`, the baseline of
-            more steps as RECIPE_STEPS.
+        runs: method -> its run folders, one a seed, the baseline first; after it, with `equal_time`, the baseline of
+            more steps as METHOD_STEPS. A method has the name of its recipe, or the one it was given.
         report: the HTML file.
     """
 
@@ -47,13 +47,13 @@ def compare_methods(
 ) -> Comparison:
     """Train methods with several seeds on one split, score them, and compare them; `ssmis compare` is this function.
 
-    `out/RECIPE_seedSEED` are run folders as `train` and `evaluate_run` write them, `out/split` the lists that all
+    `out/METHOD_seedSEED` are run folders as `train` and `evaluate_run` write them, `out/split` the lists that all
     share, `out/compare.json` what they were made with, `out/report.html` the report. The same call again continues: it
-    leaves out what is scored and resumes what was begun. Recipes and seeds may be added; other data or options are
+    leaves out what is scored and resumes what was begun. Methods and seeds may be added; other data or options are
     refused. What no run could be trained with is told before the first one begins, and a run that fails does not keep
     the others from being trained, but for those of `equal_time`, which begin when all others are finished.
 
-    `equal_time` adds runs of the baseline, `out/RECIPE_STEPS_seedSEED`, with as many steps as would have taken as long
+    `equal_time` adds runs of the baseline, `out/METHOD_STEPS_seedSEED`, with as many steps as would have taken as long
     as those of the slowest other method: by the median minutes of a run, when it is first asked for. `out/compare.json`
     keeps the number. Before they begin, a report is written without them.
 
@@ -72,14 +72,12 @@ def compare_methods(
     chosen = gathered(CompareOptions, data, options)
     out = Path(chosen.out or Path("runs") / f"{Path(chosen.data).resolve().name.split('.')[0]}_compared")
     runs = _runs(chosen, out)
-    if chosen.equal_time and len({run.recipe for run in runs.values()}) == 1:
-        raise ValueError("equal_time with one method; expected another one, beside which the baseline is trained")
     if chosen.keep and Path(chosen.keep).resolve() == out.resolve():
         raise ValueError(f"keep is {chosen.keep}, the folder of the runs; expected another one")
     dataset = find_dataset(chosen.data)
-    made_with = _made_with(chosen, dataset, list(runs.values()))
+    made_with = _made_with(chosen, dataset, runs)
     split = _split(chosen, out, dataset, made_with, semi=any(run.recipe != "supervised" for run in runs.values()))
-    _try_out(dataset, split, runs.values())
+    _try_out(dataset, split, runs)
     if chosen.keep:
         _make_keep(chosen.keep)
     with locked(out):
@@ -94,13 +92,9 @@ def compare_methods(
         if not all(map(_scored, longer)):
             tell(f"report without these: {_report(chosen, out, runs)}")
         _train_and_score(longer, tell, beside=chosen.beside)
-        baseline = next(iter(runs.values())).recipe
-        runs = {folder: run for folder, run in runs.items() if run.recipe == baseline} | longer | runs
+        runs = next(iter(by_method(runs).values())) | longer | runs
     report = _report(chosen, out, runs, tell)
-    by_method: dict[str, list[Path]] = {}
-    for folder in runs:
-        by_method.setdefault(folder.name.rpartition("_seed")[0], []).append(folder)
-    return Comparison(by_method, report)
+    return Comparison({name: list(own) for name, own in by_method(runs).items()}, report)
 
 
 def _runs(chosen: CompareOptions, out: Path) -> dict[Path, TrainOptions]:
@@ -109,36 +103,20 @@ def _runs(chosen: CompareOptions, out: Path) -> dict[Path, TrainOptions]:
     Raises:
         ValueError: an option is out of range, or names nothing.
     """
-    recipes = ["supervised", "dual_uncertainty"] if chosen.recipes is None else chosen.recipes
+    methods = methods_of(chosen)
     seeds = [0, 1, 2] if chosen.seeds is None else chosen.seeds
-    for name, given in (("recipes", recipes), ("seeds", seeds)):
-        if not given or len(set(given)) < len(given):
-            raise ValueError(f"{name} is {given}; expected at least one, each once")
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds is {seeds}; expected at least one, each once")
     if chosen.beside < 1:
         raise ValueError(f"beside is {chosen.beside}; expected at least 1")
-    presets: dict[str, str] = {}
-    for word in chosen.presets or ():
-        recipe, _, preset = word.partition("=")
-        if recipe not in recipes or not preset or recipe in presets:
-            raise ValueError(f"presets has {word!r}; expected RECIPE=PRESET, once for each of {', '.join(recipes)}")
-        presets[recipe] = preset
-    own: dict[str, list[str]] = {recipe: [] for recipe in recipes}
-    for word in chosen.coefficients or ():
-        of, dot, _ = word.partition("=")[0].rpartition(".")
-        if dot and of not in recipes:
-            raise ValueError(f"coefficients has {word!r}; expected RECIPE.NAME=VALUE of one of {', '.join(recipes)}")
-        for recipe in [of] if dot else [recipe for recipe in recipes if recipe != "supervised"]:
-            own[recipe].append(word.removeprefix(f"{recipe}."))
     same = {field.name for field in fields(TrainOptions)} & {field.name for field in fields(CompareOptions)}
     shared = {name: getattr(chosen, name) for name in same}
     shared |= {role: str(out / "split" / f"{role}.list") for role in ("labelled", "test")} | {"resume": True}
     runs = {}
-    for recipe in recipes:
-        RECIPES[recipe]  # an unknown one is an error that names the known ones
-        shared |= {"recipe": recipe, "preset": presets.get(recipe), "coefficients": own[recipe] or None}
+    for name, method in methods.items():
         for seed in seeds:
-            folder = out / f"{recipe}_seed{seed}"
-            runs[folder] = resolved(TrainOptions(**shared | {"out": str(folder), "seed": seed}))
+            folder = out / f"{name}_seed{seed}"
+            runs[folder] = resolved(TrainOptions(**shared | asdict(method) | {"out": str(folder), "seed": seed}))
     return runs
 
 
@@ -169,29 +147,34 @@ def _split(
     return split
 
 
-def _made_with(chosen: CompareOptions, dataset: Dataset, runs: Sequence[TrainOptions]) -> dict[str, dict[str, Any]]:
+def _made_with(chosen: CompareOptions, dataset: Dataset, runs: Mapping[Path, TrainOptions]) -> Record:
     """What a second call must not change: options of all runs, the data, and what each method has of its own."""
-    own = ("recipe", "seed", "preset", "coefficients", "labelled", "test")
-    shared = {name: value for name, value in asdict(runs[0]).items() if name not in (*own, *FREE_OPTIONS)}
+    own = [field.name for field in fields(Method)]
+    one = asdict(next(iter(runs.values())))
+    shared = {
+        name: value for name, value in one.items() if name not in (*own, "seed", "labelled", "test", *FREE_OPTIONS)
+    }
     shared |= {name: getattr(chosen, name) for name in ("labelled", "test", "split_seed")}
     sizes = {case.id: [path.stat().st_size for path in (case.image, case.label) if path] for case in dataset.cases}
     digest = hashlib.sha256(json.dumps(sorted(sizes.items())).encode())
     for case in dataset.labelled[:1]:
         digest.update(Path(case.image).read_bytes())
     data = {"cases": len(sizes), "sha256 of sizes and the first image": digest.hexdigest()}
-    methods = {
-        f"options of {run.recipe}": {name: getattr(run, name) for name in ("preset", "coefficients")} for run in runs
-    }
-    found: dict[str, dict[str, Any]] = json.loads(json.dumps({"options": shared, "data": data, **methods}))
+    methods = {}
+    for name, (run, *_) in ((name, list(runs.values())) for name, runs in by_method(runs).items()):
+        told = [field for field in own if field != "recipe" or run.recipe != name]
+        methods[f"options of {name}"] = {field: getattr(run, field) for field in told}
+    found: Record = json.loads(json.dumps({"options": shared, "data": data, **methods}))
     return found
 
 
-def _try_out(dataset: Dataset, split: Split, runs: Iterable[TrainOptions]) -> None:
+def _try_out(dataset: Dataset, split: Split, runs: Mapping[Path, TrainOptions]) -> None:
     """Build every method on a plan for the labelled cases: a wrong name is told before anything is trained."""
     facts, issues = survey(dataset, split.labelled)
     if any(issue.serious for issue in issues):
         return  # the first training tells them all
-    for run in {run.recipe: run for run in runs}.values():
+    for own in by_method(runs).values():
+        run = next(iter(own.values()))
         build_recipe(run, plan_from(facts, dataset, run))
 
 

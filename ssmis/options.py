@@ -91,11 +91,12 @@ class CompareOptions:
     Attributes:
         data: folder, or a CSV / JSON table.
         out: folder of the runs and the report; default: runs/NAME_compared.
-        recipes: methods, the baseline first; default: supervised dual_uncertainty.
+        recipes: methods, the baseline first; NAME=RECIPE is a recipe under another name, with a preset or coefficients
+            of its own; default: supervised dual_uncertainty.
         seeds: of weights and batches; default: 0 1 2.
         split_seed: of the split, which all runs share.
-        presets: RECIPE=PRESET, in place of what `ssmis train` takes.
-        coefficients: NAME=VALUE of every recipe but supervised, or RECIPE.NAME=VALUE of one.
+        presets: METHOD=PRESET, in place of what `ssmis train` takes.
+        coefficients: NAME=VALUE of every method but supervised ones, or METHOD.NAME=VALUE of one.
         equal_time: train the baseline a second time, for as long as the slowest other method takes.
         beside: runs at the same time, each with one thread.
         keep: folder to which the scores of all cases are copied.

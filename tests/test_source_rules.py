@@ -26,8 +26,9 @@ ALLOWED = {
     "report": {"data", "metrics"},
     "_study_rows": {"data", "recipes", "engine"},
     "study": {"data", "recipes", "engine", "report", "_study_rows"},
-    "_compare_record": {"data", "engine", "report"},
-    "compare": {"data", "engine", "report", "_compare_record"},
+    "_compare_methods": {"report"},
+    "_compare_record": {"data", "engine", "report", "_compare_methods"},
+    "compare": {"data", "engine", "report", "_compare_methods", "_compare_record"},
 }
 SHARED = {"registry", "options", "_checks", "_classes", "_optional"}  # anyone may import these; they import no folder
 EDGES = {"__init__", "_arguments", "cli", "__main__"}  # these may import anything; no folder imports them

@@ -17,6 +17,7 @@ from ssmis.report.panels import RAMP, case_strips
 from ssmis.report.runs import CaseView, ReportRun, warnings_of
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # the browser refuses scripts and requests
+MOST_METHODS = len(METHOD_COLOURS)  # that a report tells apart
 
 
 def write_report(
@@ -48,11 +49,10 @@ def write_report(
             unknown run, or arrays that do not fit each other.
     """
     names = [run.name for run in runs]
-    most = len(METHOD_COLOURS)
     if not runs or len(set(names)) < len(names):
         raise ValueError(f"runs are {names}; expected at least one, of different names")
-    if len(methods := methods_of(runs)) > most and len(runs) > most:
-        told = f"at most {most} methods, whose runs have names that differ in _seedN alone"
+    if len(methods := methods_of(runs)) > MOST_METHODS and len(runs) > MOST_METHODS:
+        told = f"at most {MOST_METHODS} methods, whose runs have names that differ in _seedN alone"
         raise ValueError(f"runs are of {len(methods)} methods, {', '.join(methods)}; expected {told}")
     for view in views:
         if unknown := [name for name in (*view.predictions, *(view.uncertainty or {})) if name not in names]:

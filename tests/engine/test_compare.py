@@ -105,6 +105,27 @@ def test_the_split_seed_and_coefficients_reach_the_runs(data, tmp_path):
     assert read_list(tmp_path / "out" / "split" / "test.list") == [case.id for case in split.test]
 
 
+def test_one_recipe_under_several_names(data, tmp_path):
+    few = SMALL | {"out": str(tmp_path / "out"), "seeds": [0]}
+    few |= {"recipes": ["supervised", "dual_uncertainty", "no_contrast=dual_uncertainty", "late=dual_uncertainty"]}
+    few |= {"presets": ["late=late"], "coefficients": ["keep_fraction=0.4", "no_contrast.contrast_weight=0"]}
+    told = []
+    done = compare_methods(data, told.append, **few)
+    assert list(done.runs) == ["supervised", "dual_uncertainty", "no_contrast", "late"]
+    records = [json.loads((folder[0] / "protocol.json").read_text()) for folder in done.runs.values()]
+    assert [record["recipe"] for record in records] == ["supervised", *["dual_uncertainty"] * 3]
+    assert [record["preset"] == "late" for record in records] == [False, False, False, True]
+    both = ["contrast_weight=0", "keep_fraction=0.4"]
+    assert [record["coefficients"] for record in records] == [None, both[1:], both, both[1:]]
+    assert any(line.startswith("late minus no_contrast: Dice") for line in told)
+    page = done.report.read_text(encoding="utf-8")
+    assert all(f"{name}_seed0" in page for name in done.runs)
+    with pytest.raises(ValueError, match="made with other options of no_contrast: recipe was dual_uncertainty and is"):
+        compare_methods(data, **few | {"recipes": ["supervised", "no_contrast=uc_seg"], "presets": []})
+    with pytest.raises(ValueError, match="options of late: preset was late and is"):
+        compare_methods(data, **few | {"presets": ["late=copy_paste"]})
+
+
 def set_seconds(folder, seconds):
     """Let the log of a run end after so many seconds."""
     lines = [line.split(",") for line in (folder / "metrics.csv").read_text().splitlines()]
@@ -265,11 +286,24 @@ def test_what_cannot_be_kept_is_told_before_anything_is_trained(data, few, tmp_p
         ({"recipes": ["supervised", "nothing"]}, "nothing"),
         ({"recipes": ["supervised", "supervised"]}, "expected at least one, each once"),
         ({"seeds": [0, 0]}, "expected at least one, each once"),
-        ({"presets": ["uc_seg=ours"]}, "presets has 'uc_seg=ours'; expected RECIPE=PRESET"),
-        ({"presets": ["late"]}, "presets has 'late'; expected RECIPE=PRESET"),
+        ({"presets": ["uc_seg=ours"]}, "presets has 'uc_seg=ours'; expected METHOD=PRESET"),
+        ({"presets": ["late"]}, "presets has 'late'; expected METHOD=PRESET"),
         ({"presets": ["dual_uncertainty=nothing"]}, "nothing"),
         ({"coefficients": ["nothing=1"]}, "nothing"),
-        ({"coefficients": ["uc_seg.nothing=1"]}, r"expected RECIPE\.NAME=VALUE"),
+        ({"coefficients": ["uc_seg.nothing=1"]}, r"expected METHOD\.NAME=VALUE"),
+        (
+            {"coefficients": ["uc_seg.bank=ema"], "recipes": ["supervised", "mine=uc_seg"]},
+            r"of one of supervised, mine",
+        ),
+        ({"recipes": ["supervised", "mine=nothing"]}, "nothing"),
+        ({"recipes": ["supervised", "uc_seg=dual_uncertainty"]}, "whose name is 'uc_seg'; which is another recipe"),
+        ({"recipes": ["supervised", "../mine=uc_seg"]}, "whose name is '../mine'; expected letters"),
+        ({"recipes": ["supervised", "=uc_seg"]}, "whose name is ''; expected letters"),
+        ({"recipes": ["supervised", "mine_seed3=uc_seg"]}, "which a report takes for a seed"),
+        ({"recipes": ["supervised", "supervised_40=supervised"]}, "which is the row of equal_time"),
+        ({"recipes": ["supervised", "mine=uc_seg", "mine=mean_teacher"]}, "each once, or under other names"),
+        ({"recipes": [f"{name}=supervised" for name in "abcdefg"]}, "recipes has 7 methods; expected at most 6 rows"),
+        ({"recipes": [f"{name}=supervised" for name in "abcdef"], "equal_time": True}, "besides the row of equal_time"),
         ({"nets": ["nothing"]}, "nothing"),
         ({"recipes": []}, "expected at least one, each once"),
         ({"seeds": [-1]}, "seed is -1"),
