@@ -86,13 +86,14 @@ def check_name(name: str, source: object) -> str:
     Symbolic links inside of the folder are followed: they are of whoever owns it.
 
     Raises:
-        DataError: it is absolute, leads upwards, or has a control character; the message names `source`.
+        DataError: it is absolute, leads upwards, goes a way round (`./a`: one case would have two names), or has a
+            control character; the message names `source`.
     """
     parts = name.replace("\\", "/").split("/")
-    if not name.strip(" .") or ".." in parts or parts[0] == "" or ":" in parts[0] or not name.isprintable():
+    if {"", ".", ".."} & set(parts) or not name.strip(" .") or ":" in parts[0] or not name.isprintable():
         raise DataError(
-            f"{source}: case {name!r} is no name of a case; expected a path inside of the data folder, without '..', "
-            "drives and control characters"
+            f"{source}: case {name!r} is no name of a case; expected a path inside of the data folder, without '.', "
+            "'..', drives and control characters"
         )
     return name
 

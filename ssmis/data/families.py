@@ -87,14 +87,21 @@ class Family:
             lists: role -> list file, instead of the family's own; roles that are left out have no cases.
 
         Raises:
-            DataError: missing files, a case in two roles, or another count than the lists allow.
+            DataError: missing files, a case in two roles, no training case, or another count than the lists allow.
+            ValueError: `lists` has roles that there are not, or none to train on.
         """
         root = self.find(root)
+        if lists is not None:
+            check_roles(lists)
+        if labelled != "all" and type(labelled) is not int:
+            raise ValueError(f"labelled is {labelled!r}; expected a whole number of patients or 'all'")
         names = {role: read_list(root / file) for role, file in (self.lists if lists is None else lists).items()}
         taken = set(names.get("val", ()))
         if "train" in names:
             train = [name for name in names["train"] if name not in taken]
             patients = list(dict.fromkeys(map(self.patient_of, train)))
+            if not patients:
+                raise DataError(f"{root}: the training list has no case that is not in the validation list, too")
             allowed = range(1, len(patients) + 1)
             first = patients if labelled == "all" else patients[:labelled]
             names["labelled"] = [name for name in train if self.patient_of(name) in set(first)]
@@ -166,6 +173,17 @@ FAMILIES: Mapping[str, Family] = {
         ),
     )
 }
+
+
+def check_roles(lists: Mapping[str, object]) -> None:
+    """Raise ValueError unless these are roles of lists, with one to train on."""
+    roles = ("train", "labelled", "unlabelled", "val", "test")
+    if (unknown := [role for role in lists if role not in roles]) or ("train" in lists) == ("labelled" in lists):
+        told = f"which has {unknown[0]!r}" if unknown else "which has both or neither of 'train' and 'labelled'"
+        raise ValueError(
+            f"lists is {dict(lists)}, {told}; expected 'train', or 'labelled' and 'unlabelled', and perhaps 'val' and "
+            "'test'"
+        )
 
 
 def family_of(protocol: object) -> Family:

@@ -2,7 +2,9 @@
 """What makes an image known again: a digest of its values, a coarse picture of it, and a sample of its intensities."""
 
 import hashlib
+import math
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -57,6 +59,13 @@ class Fingerprint:
     def correlation(self, other: "Fingerprint") -> float:
         """Correlation of the coarse pictures, in [-1, 1]; 0 for a constant image."""
         return float(self.picture @ other.picture)
+
+    def mirrored(self) -> NDArray[np.float64]:
+        """Coarse pictures of the image flipped along one axis or several, a row each."""
+        dims = round(math.log(self.picture.size, _SIDE))
+        picture = self.picture.reshape((_SIDE,) * dims)
+        flips = (axes for count in range(1, dims + 1) for axes in combinations(range(dims), count))
+        return np.array([np.flip(picture, axes).ravel() for axes in flips])
 
     def shared_values(self, other: "Fingerprint") -> float:
         """Share of the values of the one with fewer that the other has too, in [0, 1]."""

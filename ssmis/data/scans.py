@@ -15,7 +15,7 @@ from ssmis._optional import require
 from ssmis.data.cases import Case, DataError
 from ssmis.data.grid import Grid
 from ssmis.data.headers import DEFLATE, open_volume
-from ssmis.data.held_out import check_open
+from ssmis.data.held_out import check_file, check_open
 from ssmis.data.la import load_la
 from ssmis.data.suffixes import HDF5, PICTURES, VOLUMES, suffix_of
 from ssmis.data.whole import replacing
@@ -55,9 +55,10 @@ def read_scan(path: Path | str, *, channels: Sequence[Path] = (), spacing_mm: Se
 
     Raises:
         DataError: no such file, a kind that is not read, a damaged file, an axis without voxels, geometry that is no
-            geometry, or channels on different grids.
+            geometry, or channels on different grids; or it is held out of a training that runs (`HeldOutError`).
     """
     path = _existing(path)
+    check_file(path)
     first = _read_picture(path, spacing_mm) if suffix_of(path) in PICTURES else _read_volume(path)
     parts = [first.image]
     for other in channels:

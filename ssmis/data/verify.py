@@ -14,7 +14,7 @@ import numpy as np
 from ssmis._checks import check_range
 from ssmis._optional import require
 from ssmis.data.cases import Case, DataError, Volume, check_name
-from ssmis.data.families import Family, family_of
+from ssmis.data.families import Family, check_roles, family_of
 from ssmis.data.fingerprint import Fingerprint, array_digest
 from ssmis.data.la import LIST_BYTES, load_la, read_list
 
@@ -107,15 +107,18 @@ def verify(
         protocol: its name or family (`"la/cpu"`, `"acdc"`), a `Family`, or a protocol.
         lists: role -> list file, instead of the family's own. A validation list that lies wholly in the training list
             is taken as cut from it.
-        near: correlation of two coarse images from which on they count as near duplicates; None is the family's. It
-            compares boxes, so it finds scans of one patient that were cropped alike, not every one.
+        near: correlation of two coarse images, or of one with the other mirrored (volumes), from which on they count as
+            near duplicates; None is the family's. It compares boxes, so it finds scans of one patient that were cropped
+            alike, not every one.
         progress: show a bar.
 
     Raises:
         DataError: there is no such data set.
-        ValueError: an unknown protocol, or `near` outside of [0, 1].
+        ValueError: an unknown protocol, roles in `lists` that there are not, or `near` outside of [0, 1].
     """
     family = family_of(protocol)
+    if lists is not None:
+        check_roles(lists)
     near = family.near if near is None else near
     check_range(near, 0.0, 1.0, name="near")
     root = family.find(root)
@@ -159,8 +162,12 @@ def _read_lists(
             findings.append(Finding("order", f"train list, line {line}", f"{own!r}; the public list has {there!r}."))
             break
     held = set(names.get("val", []))
-    if held <= set(names.get("train", [])):
-        names["train"] = [name for name in names.get("train", []) if name not in held]
+    if held and held <= set(names.get("train", [])):
+        names["train"] = [name for name in names["train"] if name not in held]
+        if not names["train"]:
+            findings.append(
+                Finding("list", "val list", "it holds all of the training list: nothing is left to train on.")
+            )
     return names
 
 
@@ -239,7 +246,8 @@ def _check_copies(
     shares = {} if slices else _shared_values([mark for _, _, mark in prints])
     for index, (side, case, mark) in enumerate(prints):
         likeness = pictures[:index] @ mark.picture
-        for before, ((other_side, other, theirs), alike) in enumerate(zip(prints, likeness)):
+        mirrored = likeness if slices else (pictures[:index] @ mark.mirrored().T).max(axis=1)
+        for before, ((other_side, other, theirs), alike) in enumerate(zip(prints, np.maximum(likeness, mirrored))):
             across = side != other_side
             where = f"{other} ({other_side}) and {case} ({side})"
             share = shares.get((before, index), 0.0)
@@ -249,7 +257,8 @@ def _check_copies(
                 told = f"the images share {share:.0%} of their intensities: one scan, cropped or mirrored."
                 findings.append(Finding("same scan", where, told, across))
             elif alike >= near and not (slices and not across):  # neighbouring slices of one scan are alike
-                findings.append(Finding("near duplicate", where, f"the images correlate by {alike:.2f}.", across))
+                how = ", one of them mirrored" if alike > likeness[before] else ""
+                findings.append(Finding("near duplicate", where, f"the images correlate by {alike:.2f}{how}.", across))
 
 
 def _shared_values(prints: list[Fingerprint]) -> dict[tuple[int, int], float]:

@@ -3,11 +3,12 @@
 
 import statistics
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from ssmis._checks import check_range
+from ssmis.data import Case
 from ssmis.data.batch import Batch
 from ssmis.engine.config import FitConfig
 from ssmis.engine.fit import fit
@@ -17,7 +18,13 @@ Make = Callable[[], tuple[Recipe, Callable[[int], Batch]]]
 
 
 def seconds_per_step(
-    rows: Mapping[str, Make], config: FitConfig, *, steps: int = 5, warmup: int = 2, rounds: int = 3
+    rows: Mapping[str, Make],
+    config: FitConfig,
+    *,
+    steps: int = 5,
+    warmup: int = 2,
+    rounds: int = 3,
+    held_out: Sequence[Case] = (),
 ) -> dict[str, float]:
     """Measure how long a training step of each row takes, as `fit` does it: batches, guards and logs included.
 
@@ -30,6 +37,7 @@ def seconds_per_step(
         steps: that are timed in a round.
         warmup: steps before them.
         rounds: of all rows.
+        held_out: closed while this trains, as in `fit`.
     """
     for name, value in (("steps", steps), ("warmup", warmup), ("rounds", rounds)):
         check_range(value, 1, float("inf"), name=name)
@@ -39,7 +47,7 @@ def seconds_per_step(
         for name, make in rows.items():
             with tempfile.TemporaryDirectory() as folder:
                 recipe, batches = make()
-                fit(recipe, batches, short, out=folder, progress=False)
+                fit(recipe, batches, short, out=folder, held_out=held_out, progress=False)
                 lines = (Path(folder) / "metrics.csv").read_text(encoding="utf-8").splitlines()
             column = lines[0].split(",").index("seconds")
             seconds = [float(line.split(",")[column]) for line in lines[1:]]

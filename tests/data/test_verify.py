@@ -4,6 +4,7 @@
 import shutil
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -130,6 +131,51 @@ def test_one_scan_cropped_or_mirrored(root, change):
     finding = the_only(look(root), "same scan")
     assert FIRST in finding.where
     assert TEST in finding.where
+
+
+@pytest.mark.parametrize(
+    "change", [lambda image: 1.001 * image[:, ::-1], lambda image: np.round(50 * image[::-1, :, ::-1])]
+)
+def test_a_mirrored_copy_with_other_values(root, change):
+    old = volume(root, FIRST)
+    rewrite(root, TEST, image=change(old.image[0]), label=change(old.label) > 0)
+    finding = the_only(look(root), "near duplicate")
+    assert FIRST in finding.where
+    assert TEST in finding.where
+    assert "one of them mirrored" in finding.message
+
+
+@pytest.mark.parametrize(
+    ("lists", "told"),
+    [
+        ({}, "both or neither of 'train' and 'labelled'"),
+        ({"trian": "train.list"}, "which has 'trian'"),
+        ({"train": "train.list", "valid": "test.list"}, "which has 'valid'"),
+        ({"train": "train.list", "labelled": "train.list"}, "both or neither"),
+    ],
+)
+def test_roles_that_there_are_not(root, lists, told):
+    for call in (partial(look, root), partial(FAMILIES["phantom"].split, root, labelled=2)):
+        with pytest.raises(ValueError, match=told):
+            call(lists=lists)
+
+
+def test_a_validation_list_that_leaves_nothing_to_train_on(root):
+    lists = {"train": "train.list", "val": "train.list"}
+    (finding,) = look(root, lists=lists).of_kind("list")
+    assert "nothing is left to train on" in finding.message
+    assert finding.serious
+    with pytest.raises(DataError, match="no case that is not in the validation list"):
+        FAMILIES["phantom"].split(root, labelled=2, lists=lists)
+    with pytest.raises(ValueError, match="labelled is '2'; expected a whole number of patients or 'all'"):
+        FAMILIES["phantom"].split(root, labelled="2")
+
+
+@pytest.mark.parametrize("name", [f"./{TEST}", f"{TEST}/", f"a//{TEST}", f"a/./{TEST}"])
+def test_a_case_has_one_name(root, name):
+    (root / "test.list").write_text(f"{name}\n")
+    with pytest.raises(DataError, match="is no name of a case"):
+        FAMILIES["phantom"].split(root, labelled=2)
 
 
 def test_near_copy(root):

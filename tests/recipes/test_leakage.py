@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Unlabelled ground truth cannot reach the weights, because nothing reads it; held-out cases cannot be opened."""
 
+import os
+import shutil
 import threading
 from dataclasses import replace
 
 import h5py
+import numpy as np
 import pytest
 import torch
 from recipes.small import small_batch, small_nets
@@ -21,7 +24,8 @@ from ssmis.data import (
     load_la,
     write_phantoms,
 )
-from ssmis.engine import FitConfig, evaluate, fit
+from ssmis.data.scans import read_labels, read_scan
+from ssmis.engine import FitConfig, evaluate, fit, seconds_per_step
 from ssmis.recipes import Supervised
 from ssmis.registry import RECIPES
 
@@ -84,6 +88,44 @@ def test_a_recipe_cannot_open_a_test_case(with_test, tmp_path):
         fit_small(tmp_path, held_out=with_test[1], recipe=Cheat(small_nets(names=("vnet",))))
     assert_open(with_test[1][0])  # afterwards it is open again
     fit_small(tmp_path / "without", recipe=Cheat(small_nets(names=("vnet",))))  # so the guard is what stops it
+
+
+def test_every_reader_and_every_link_is_closed(with_test, tmp_path):
+    case = with_test[1][0]
+    scan = tmp_path / "scan.nii.gz"
+    nibabel = pytest.importorskip("nibabel")
+    nibabel.save(nibabel.Nifti1Image(np.zeros((4, 4, 4), np.float32), np.eye(4)), scan)
+    other = replace(case, id="other", image=scan, label=scan, channels=(tmp_path / "second.nii.gz",))
+    shutil.copyfile(scan, other.channels[0])
+    hard, soft = tmp_path / "hard.h5", tmp_path / "soft.h5"
+    os.link(case.image, hard)
+    soft.symlink_to(case.image)
+    grid = read_scan(scan).grid
+    opens = [
+        lambda: load_la(replace(case, id="renamed", image=hard, label=hard)),
+        lambda: load_la(replace(case, id="renamed", image=soft, label=soft)),
+        lambda: load_la(replace(case, id="renamed", channels=(scan,))),
+        lambda: read_scan(scan),
+        lambda: read_scan(other.channels[0]),
+        lambda: read_labels(scan, grid),
+    ]
+    with HeldOut([case, other]):
+        for call in opens:
+            with pytest.raises(HeldOutError, match="is held out of this training"):
+                call()
+    read_labels(scan, grid)
+
+
+def test_measuring_speeds_is_training_too(with_test):
+    class Cheat(Supervised):
+        def forward(self, batch, progress):
+            load_la(with_test[1][0])
+            return super().forward(batch, progress)
+
+    config = FitConfig(steps=1, precision="fp32")
+    rows = {"cheat": lambda: (Cheat(small_nets(names=("vnet",))), small_batch)}
+    with pytest.raises(HeldOutError):
+        seconds_per_step(rows, config, steps=1, warmup=1, rounds=1, held_out=with_test[1])
 
 
 def test_the_thread_that_makes_batches_cannot_either(with_test, tmp_path):
