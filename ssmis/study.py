@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +91,10 @@ def run(
     everything = tuple(everything)
     rows = rows_of(recipe, ceiling=bool(everything))
     seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise ValueError(f"seeds is {seeds}; expected at least one, each once")
+    if not seeds or len(set(seeds)) < len(seeds) or not all(type(seed) is int and abs(seed) < 2**63 for seed in seeds):
+        raise ValueError(f"seeds is {seeds}; expected at least one whole number below 2**63, each once")
+    if minutes is not None and (isinstance(minutes, bool) or not 0 < minutes < inf):
+        raise ValueError(f"minutes is {minutes!r}; expected a finite number above 0")
     if unknown := [name for name in against if name not in rows]:
         raise ValueError(f"against names {unknown}; expected some of {list(rows)}")
     scored = split.test or split.val
@@ -173,7 +176,7 @@ class _Plan:
         elif new:
             self.tell(f"measuring the speed of {', '.join(new)}")
             makes = {name: partial(self.make, name, 0) for name in new}
-            measured = seconds_per_step(makes, self.protocol.fit)
+            measured = seconds_per_step(makes, self.protocol.fit, held_out=self.closed)
             seconds |= measured
             steps |= {name: steps_for(self.minutes, own) for name, own in measured.items()}
         fixed["seeds"] = list(dict.fromkeys([*old.get("seeds", []), *seeds]))
@@ -181,6 +184,11 @@ class _Plan:
         steps = {name: steps[name] for name in (*order, ALL_LABELS) if name in steps}  # in the order of the table
         against = list(dict.fromkeys([*old.get("against", []), *against]))
         return {**fixed, **ceiling, "against": against, "steps": steps, "seconds_per_step": seconds}
+
+    @property
+    def closed(self) -> Sequence[Case]:
+        """Cases that no training may open."""
+        return self.split.test if self.looks_at else (*self.split.test, *self.split.val)
 
     @property
     def looks_at(self) -> Sequence[Case]:
@@ -248,7 +256,7 @@ class _Plan:
                 out=cell.folder,
                 resume=True,
                 facts=facts,
-                held_out=self.split.test if self.looks_at else [*self.split.test, *self.split.val],
+                held_out=self.closed,
                 callbacks=[*self.callbacks, *([best] if best else [])],
                 progress=self.progress,
             )

@@ -222,6 +222,13 @@ def test_a_recipe_by_name_takes_the_protocols_preset(split, tmp_path):
     [
         ({"seeds": []}, r"seeds is \[\]"),
         ({"seeds": [1, 1]}, r"seeds is \[1, 1\]"),
+        ({"seeds": [1.5]}, r"seeds is \[1\.5\]; expected at least one whole number below 2\*\*63, each once"),
+        ({"seeds": [True]}, r"seeds is \[True\]; expected at least one whole number"),
+        ({"seeds": "01"}, "expected at least one whole number"),
+        ({"seeds": [2**64]}, "expected at least one whole number"),
+        ({"minutes": True}, "minutes is True; expected a finite number above 0"),
+        ({"minutes": float("inf")}, "minutes is inf; expected a finite number above 0"),
+        ({"minutes": -1}, "minutes is -1; expected a finite number above 0"),
         ({"validations": -1}, "validations is -1; expected a whole number of at least 0"),
         ({"validations": "2"}, "validations is '2'; expected a whole number"),
         ({"steps": {"cross": 0}}, "steps of cross is 0; expected a whole number of at least 1"),
@@ -342,6 +349,15 @@ def test_nets_are_scored_alone(root, tmp_path):
     assert [runs[kind].fact("evaluation.nets") for kind in kinds[1:3]] == [[name] for name in small_nets(dims=3)]
     study.keep(tmp_path / "kept")
     assert str(read_study(tmp_path / "kept")) == str(study)
+
+
+def test_nets_alone_of_some_seeds_only_are_counted_as_such(root, tmp_path):
+    split = FAMILIES["phantom"].split(root, labelled=2, lists={"train": "train.list", "val": "val.list"})
+    study_of(split, tmp_path, seeds=[0], validations=0)
+    study = study_of(split, tmp_path, seeds=[0, 1], validations=0, nets_alone=True)
+    rows = [row[:3] for row in cells(str(study))[2:] if row[0] == "cross" and row[3] == "none"]
+    alone = [f"last, {name} alone" for name in small_nets(dims=3)]
+    assert rows == [["cross", "2", "last"], *(["cross", "1 of 2", kind] for kind in alone)]
 
 
 def test_without_looks_a_training_cannot_open_validation_cases(root, tmp_path):

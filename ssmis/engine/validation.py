@@ -54,7 +54,8 @@ class BestOnValidation:
             own = [overlap.dice for overlap in found.values() if not np.isnan(overlap.dice)]
             values += [float(np.mean(own))] if own else []
         dice = float(np.mean(values)) if values else nan
-        if dice > self.dice or (np.isnan(self.dice) and not np.isnan(dice)):
+        first = self.step == 0  # kept whatever it is: where no case has a Dice, the first look is as good as any
+        if first or dice > self.dice or (np.isnan(self.dice) and not np.isnan(dice)):
             self.step, self.dice = step, dice
             save_checkpoint(self.path, {"step": step, "dice": dice, "recipe": recipe.state_dict()})
         return {"validation_dice": dice}

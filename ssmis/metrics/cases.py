@@ -110,7 +110,7 @@ def read_cases_csv(path: str | Path) -> list[CaseScore]:
     """
     kinds: dict[str, Any] = {field.name: field.type for field in fields(CaseScore)}
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_bytes().decode()  # line ends as they are: an id may hold one
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no text in UTF-8: {error}") from error
     reader = csv.DictReader(io.StringIO(text, newline=""))

@@ -10,7 +10,7 @@ import numpy as np
 from ssmis._optional import require
 from ssmis.metrics._masks import Array
 from ssmis.metrics.cases import CaseScore
-from ssmis.metrics.summary import Missed, case_values
+from ssmis.metrics.summary import Missed, case_values, check_classes
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def summarise_seeds(
         metric: as in `summarise`, like `label`, `missed`, `resamples` and `seed`.
 
     Raises:
-        ValueError: what `summarise` raises, no run, other cases or another unit in one of them.
+        ValueError: what `summarise` raises, no run, other cases, classes or another unit in one of them.
 
     Paper: Owen, The pigeonhole bootstrap, Annals of Applied Statistics 2007 (arXiv 0712.1111), for the crossing.
     """
@@ -137,7 +137,9 @@ def _table(
     if not runs:
         raise ValueError("runs is empty; expected the scores of at least one training")
     rows, n_miss, units = [], 0, []
-    for run in runs:
+    for index, run in enumerate(runs):
+        if label is None:
+            check_classes(run, runs[0], name=f"runs[{index}]", other="runs[0]")
         values, misses, unit = case_values(run, metric=metric, label=label, missed=missed)
         rows.append(values)
         n_miss += misses

@@ -3,7 +3,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isnan, nan
+from math import isinf, isnan, nan
 from typing import Literal
 
 import numpy as np
@@ -116,8 +116,11 @@ def compare_runs(
         metric: as in `summarise`, like `label`, `missed`, `resamples` and `seed`.
 
     Raises:
-        ValueError: what `summarise` raises, other cases in `b` than in `a`, or another unit or tolerance.
+        ValueError: what `summarise` raises, other cases or classes in `b` than in `a`, or another unit or
+            tolerance.
     """
+    if label is None:
+        check_classes(b, a, name="b", other="a")
     ours, _, unit = case_values(a, metric=metric, label=label, missed=missed)
     theirs, _, other = case_values(b, metric=metric, label=label, missed=missed)
     if ours.keys() != theirs.keys():
@@ -143,10 +146,12 @@ def paired_difference(
         seed: of both.
 
     Raises:
-        ValueError: the lengths differ or no case has both values.
+        ValueError: the lengths differ, a value is infinite, or no case has both values.
     """
     if len(a) != len(b):
         raise ValueError(f"b has {len(b)} cases; expected {len(a)} to match a, in the same order")
+    if infinite := next((x for x in (*a, *b) if isinf(x)), None):
+        raise ValueError(f"a or b holds {infinite}; expected finite numbers, or nan where a metric is not applicable")
     differences = np.asarray([x - y for x, y in zip(a, b) if not (isnan(x) or isnan(y))], dtype=np.float64)
     if not len(differences):
         raise ValueError(f"none of the {len(a)} cases has a value in both a and b")
@@ -156,6 +161,13 @@ def paired_difference(
     as_far = np.abs((signs * differences).mean(axis=1)) >= abs(mean) - 1e-12
     p_value = float((as_far.sum() + 1) / (resamples + 1))
     return PairedDifference(len(differences), len(a) - len(differences), mean, low, high, p_value)
+
+
+def check_classes(rows: Sequence[CaseScore], others: Sequence[CaseScore], *, name: str, other: str) -> None:
+    """Raise ValueError unless two runs were scored on the same classes: the mean over others says something else."""
+    own, theirs = (sorted({row.label for row in scores}) for scores in (rows, others))
+    if own != theirs:
+        raise ValueError(f"{name} has scores of the classes {own}; expected {theirs} to match {other}")
 
 
 def case_values(

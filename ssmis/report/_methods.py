@@ -5,10 +5,12 @@ import re
 from collections.abc import Sequence
 from itertools import combinations
 from math import nan
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ssmis.metrics import paired_difference, summarise
+from ssmis.metrics import CaseScore, paired_difference, summarise
 from ssmis.report.runs import ReportRun
 
 
@@ -23,6 +25,35 @@ def methods_of(runs: Sequence[ReportRun]) -> dict[str, list[ReportRun]]:
     for run in runs:
         methods.setdefault(method_of(run), []).append(run)
     return methods
+
+
+def check_together(runs: Sequence[ReportRun]) -> None:
+    """Raise ValueError unless the scores of these runs may stand in one table, as far as they and their records tell.
+
+    Runs may have scored other cases: each seed may hold out its own.
+    """
+    scored = [run for run in runs if run.scores]
+    found = {run.name: _kind_of(run) for run in scored}
+    for run in scored[1:]:
+        first, own = found[scored[0].name], found[run.name]
+        for name in [name for name in first if name in own and own[name] != first[name]]:
+            told = f"{run.name} has {name} {own[name]!r}, {scored[0].name} has {first[name]!r}"
+            raise ValueError(f"{told}: their numbers do not compare; expected reports of their own")
+
+
+def _kind_of(run: ReportRun) -> dict[str, Any]:
+    """What the scores of runs in one table share."""
+    record = run.settings("protocol.json") if (Path(run.folder) / "protocol.json").is_file() else {}
+    names = ("protocol.family", "evaluation.convention")
+    found: dict[str, Any] = {name: record[name] for name in names if name in record}
+    found["distances in"] = sorted({score.unit for score in run.scores})
+    found["classes"] = record.get("evaluation.label_names") or sorted({score.label for score in run.scores})
+    return found
+
+
+def unit_of(runs: Sequence[ReportRun]) -> str:
+    """Unit of the distances; empty without scores."""
+    return next((score.unit for run in runs for score in run.scores), "")
 
 
 def over_seeds(runs: Sequence[ReportRun], metric: str) -> tuple[float, float]:
@@ -47,7 +78,7 @@ def difference(base: Sequence[ReportRun], own: Sequence[ReportRun]) -> str:
     The Dice of a case is its mean over the seeds that scored it, so that a case counts once however many seeds there
     are; seeds may hold different cases out.
     """
-    theirs, ours = _mean_dice(base), _mean_dice(own)
+    theirs, ours = (case_means([score for run in runs for score in run.scores], "dice") for runs in (base, own))
     cases = [case for case in ours if case in theirs]
     if not cases:
         return ""
@@ -61,10 +92,10 @@ def difference(base: Sequence[ReportRun], own: Sequence[ReportRun]) -> str:
     )
 
 
-def _mean_dice(runs: Sequence[ReportRun]) -> dict[str, float]:
-    values: dict[str, list[float]] = {}
-    for run in runs:
-        for score in run.scores:
-            if score.status != "na":
-                values.setdefault(score.case, []).append(score.dice)
-    return {case: float(np.mean(own)) for case, own in values.items()}
+def case_means(scores: Sequence[CaseScore], metric: str) -> dict[str, float]:
+    """Case -> mean over the classes that apply to it; cases without any are left out."""
+    cases: dict[str, list[float]] = {}
+    for score in scores:
+        if score.status != "na":
+            cases.setdefault(score.case, []).append(getattr(score, metric))
+    return {case: float(np.mean(values)) for case, values in cases.items()}

@@ -4,12 +4,9 @@
 from collections.abc import Sequence
 from math import isnan
 
-import numpy as np
-
-from ssmis.metrics import CaseScore
 from ssmis.report._cuts import METHOD_COLOURS
 from ssmis.report._markup import Markup, element
-from ssmis.report._methods import method_of
+from ssmis.report._methods import method_of, unit_of
 from ssmis.report.curves import Series, chart
 from ssmis.report.runs import ReportRun
 
@@ -57,18 +54,8 @@ def number(value: float | None, digits: int) -> str:
     return "n/a" if value is None or isnan(value) else f"{value:.{digits}f}"
 
 
-def case_means(scores: Sequence[CaseScore], metric: str) -> dict[str, float]:
-    """Case -> mean over the classes that apply to it; cases without any are left out."""
-    cases: dict[str, list[float]] = {}
-    for score in scores:
-        if score.status != "na":
-            cases.setdefault(score.case, []).append(getattr(score, metric))
-    return {case: float(np.mean(values)) for case, values in cases.items()}
-
-
 def metric_head(runs: Sequence[ReportRun], metric: str) -> str:
-    unit = next((score.unit for run in runs for score in run.scores), "")
-    return f"{metric_name(metric)} {'%' if metric in SHARES else unit}".strip()
+    return f"{metric_name(metric)} {'%' if metric in SHARES else unit_of(runs)}".strip()
 
 
 def metric_name(metric: str) -> str:

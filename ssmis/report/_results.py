@@ -8,10 +8,9 @@ import numpy as np
 
 from ssmis.metrics import Summary, compare_runs, summarise
 from ssmis.report._markup import Markup, element
-from ssmis.report._methods import differences, methods_of, over_seeds
+from ssmis.report._methods import case_means, differences, methods_of, over_seeds
 from ssmis.report._parts import (
     SHARES,
-    case_means,
     coloured,
     figure,
     metric_head,

@@ -62,6 +62,9 @@ def read_run(folder: Path | str) -> Run:
     processed = _fact(record, "evaluation.post_processing")
     if not isinstance(processed, list) or not processed or any(name not in [*files] for name in processed):
         raise ValueError(f"{path}: evaluation.post_processing is {processed!r}; expected some of {', '.join(files)}")
+    for name in processed:
+        if not (folder / files[name]).is_file():
+            raise ValueError(f"{folder / files[name]}: there is no such file; expected the scores that {path} tells of")
     scores = {name: read_cases_csv(folder / files[name]) for name in processed}
     return Run(folder, record, scores, _calibration(folder / "calibration.csv"))
 
@@ -95,9 +98,16 @@ def runs_table(folders: Sequence[Path | str]) -> str:
         check_comparable(runs[0], run)
     unit = runs[0].fact("evaluation.unit")
     distance = "asd" if runs[0].fact("evaluation.convention") == "medpy" else "assd"
-    headers = ["run", "protocol", "seed", "labels", "nets", "post-processing", "Dice %", "95 % interval", "Jaccard %"]
+    windows = {run.folder: _windows(run) for run in runs}
+    differ = len(set(windows.values())) > 1
+    headers = ["run", "protocol", "seed", "steps", "labels", "nets"] + ["windows"] * differ
+    headers += ["post-processing", "Dice %", "95 % interval", "Jaccard %"]
     headers += [f"HD95 {unit}", f"{distance.upper()} {unit}", "missed", "ECE %", "Brier"]
-    rows = [_row(run, name, scores, distance) for run in runs for name, scores in run.scores.items()]
+    rows = [
+        _row(run, name, scores, distance, windows=windows[run.folder] if differ else None)
+        for run in runs
+        for name, scores in run.scores.items()
+    ]
     return format_table(headers, rows)
 
 
@@ -117,7 +127,16 @@ def check_comparable(a: Run, b: Run, *, checkpoints: bool = False) -> None:
             raise ValueError(f"{b.folder} has {name} {theirs!r}, {a.folder} has {ours!r}: their numbers do not compare")
 
 
-def _row(run: Run, name: str, scores: Sequence[CaseScore], distance: str) -> list[object]:
+def _windows(run: Run) -> str:
+    """How a run was predicted, in a cell."""
+    patch, stride, blending, flips, scale = (
+        run.fact(f"evaluation.windows.{name}") for name in ("patch", "stride", "blending", "flips", "scale")
+    )
+    sizes = " by ".join("x".join(map(str, sizes)) for sizes in (patch, stride))
+    return f"{sizes}, {blending}, scale {scale}" + (", flips" if flips else "")
+
+
+def _row(run: Run, name: str, scores: Sequence[CaseScore], distance: str, *, windows: str | None) -> list[object]:
     dice, jaccard, hd95, mean = (summarise(scores, metric=metric) for metric in ("dice", "jaccard", "hd95", distance))
     ece, brier = (
         summarise_values(values, metric="calibration").mean for values in zip(*run.calibration.values(), strict=True)
@@ -127,8 +146,10 @@ def _row(run: Run, name: str, scores: Sequence[CaseScore], distance: str) -> lis
         run.folder.name,
         run.fact("protocol.name"),
         run.fact("fit.seed"),
+        run.fact("fit.steps"),
         run.fact("labelled.patients"),
         " + ".join(run.fact("evaluation.nets")),
+        *([] if windows is None else [windows]),
         name.replace("_", " "),
         100 * dice.mean,
         f"{100 * dice.low:.1f} to {100 * dice.high:.1f}",

@@ -11,7 +11,7 @@ from ssmis.data import Case, DataError, Plan, find_dataset
 from ssmis.data.scans import case_scan, read_labels
 from ssmis.data.texts import read_json
 from ssmis.options import ReportOptions, gathered
-from ssmis.report._methods import differences, methods_of, over_seeds
+from ssmis.report._methods import check_together, differences, methods_of, over_seeds, unit_of
 from ssmis.report.html import write_report
 from ssmis.report.runs import CaseView, ReportRun, pick_cases
 from ssmis.report.tables import format_table
@@ -38,6 +38,7 @@ def report_runs(
 
     Raises:
         DataError: no run, or one without scores.
+        ValueError: their scores are of different kinds: of other families, conventions, units or classes.
     """
     runs = [runs] if isinstance(runs, str | Path) else runs
     chosen = gathered(ReportOptions, runs, options, spelled=lambda runs: [str(run) for run in runs])
@@ -47,6 +48,7 @@ def report_runs(
         ReportRun(f"{folder.resolve().parent.name}/{folder.name}" if parents else folder.name, folder)
         for folder in folders
     ]
+    check_together(named)
     for line in seeds_table(named).splitlines():
         tell(line)
     for line in compared(named).splitlines():
@@ -68,7 +70,7 @@ def seeds_table(runs: Sequence[ReportRun]) -> str:
             mean, sd = over_seeds(own, metric)
             cells += [f"{factor * mean:.2f}", f"{factor * sd:.2f}" if len(own) > 1 else "-"]
         rows.append([*cells, f"{np.mean([run.training_minutes for run in own]):.1f}"])
-    return format_table(["method", "seeds", "Dice %", "sd", "HD95 mm", "sd", "minutes"], rows)
+    return format_table(["method", "seeds", "Dice %", "sd", f"HD95 {unit_of(runs)}", "sd", "minutes"], rows)
 
 
 def compared(runs: Sequence[ReportRun]) -> str:

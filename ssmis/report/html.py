@@ -8,8 +8,8 @@ from typing import Any
 
 from ssmis.report._cuts import METHOD_COLOURS
 from ssmis.report._markup import Markup, element
-from ssmis.report._methods import methods_of
-from ssmis.report._parts import SHARES, case_means, coloured, metric_name, number, section, swatch, table
+from ssmis.report._methods import case_means, check_together, methods_of, unit_of
+from ssmis.report._parts import SHARES, coloured, metric_name, number, section, swatch, table
 from ssmis.report._results import results_section
 from ssmis.report._training import training_section
 from ssmis.report.curves import reliability_chart
@@ -27,7 +27,7 @@ def write_report(
     title: str,
     subtitle: str = "",
     views: Sequence[CaseView] = (),
-    metrics: Sequence[str] = ("dice", "jaccard", "hd95", "assd"),
+    metrics: Sequence[str] | None = None,
 ) -> None:
     """Write a report as one HTML file that loads nothing: style, charts and pictures are inside, and no script.
 
@@ -42,11 +42,12 @@ def write_report(
         title: of the page.
         subtitle: what every row shares: cases, grid, protocol, seed.
         views: cases to show, for example those that `pick_cases` names.
-        metrics: columns of the table, of `ssmis.metrics.METRICS`; the first is drawn and compared case by case.
+        metrics: columns of the table, of `ssmis.metrics.METRICS`; the first is drawn and compared case by case. None is
+            dice, jaccard, hd95 and assd, or asd where distances are in voxels, as published tables have it.
 
     Raises:
-        ValueError: no run, more methods than colours, two runs of one name, a folder without logs, a prediction of an
-            unknown run, or arrays that do not fit each other.
+        ValueError: no run, more methods than colours, two runs of one name, scores that do not compare, a folder
+            without logs, a prediction of an unknown run, or arrays that do not fit each other.
     """
     names = [run.name for run in runs]
     if not runs or len(set(names)) < len(names):
@@ -54,6 +55,11 @@ def write_report(
     if len(methods := methods_of(runs)) > MOST_METHODS and len(runs) > MOST_METHODS:
         told = f"at most {MOST_METHODS} methods, whose runs have names that differ in _seedN alone"
         raise ValueError(f"runs are of {len(methods)} methods, {', '.join(methods)}; expected {told}")
+    check_together(runs)
+    if metrics is None:
+        metrics = ("dice", "jaccard", "hd95", "asd" if unit_of(runs) == "voxel" else "assd")
+    if not metrics:
+        raise ValueError("metrics is empty; expected at least one, which is drawn")
     for view in views:
         if unknown := [name for name in (*view.predictions, *(view.uncertainty or {})) if name not in names]:
             raise ValueError(f"case {view.case!r} has a prediction of {unknown[0]!r}; expected one of {names}")

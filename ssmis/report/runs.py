@@ -2,6 +2,7 @@
 """What a report reads from run folders."""
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -136,15 +137,17 @@ def pick_cases(scores: Sequence[CaseScore], *, metric: str = "dice") -> dict[str
 def read_log(path: Path) -> dict[str, Array]:
     """Read a log of `fit`: column -> float64 `(steps,)`, nan where a cell is empty.
 
+    A last line that was cut off while it was written is left out, as it is when the training goes on.
+
     Raises:
         ValueError: the file is missing, a cell is no number, or a row has no step.
     """
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file; expected a run folder as `fit` writes it")
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file, restval="")
-            names, rows = list(reader.fieldnames or ()), list(reader)
+        whole = path.read_bytes().rstrip(b"\0").decode()
+        reader = csv.DictReader(io.StringIO(whole[: whole.rfind("\n") + 1], newline=""), restval="")
+        names, rows = list(reader.fieldnames or ()), list(reader)
         found = {name: np.array([float(row[name] or nan) for row in rows]) for name in names}
         if rows and not (np.abs(found.get("step", np.array([nan]))) < 2**53).all():
             raise ValueError("there is no column 'step', or it holds other than numbers of steps")

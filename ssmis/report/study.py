@@ -212,15 +212,21 @@ class Study:
             if not done:
                 rows.append([row, f"0 of {len(cells)}", *("unfinished",) * 2, *("n/a",) * (len(heads) - 4)])
                 continue
-            seeds = str(len(done)) if len(done) == len(cells) else f"{len(done)} of {len(cells)}, unfinished"
             minutes = sum(cell.result["minutes"] for cell in done) / len(done)
             peak = max(cell.result["peak_memory_mb"] for cell in done)
-            for checkpoint, run in done[0].runs.items():
-                for post in run.scores:
-                    scores = self.scores(row, checkpoint=checkpoint, post_processing=post)
-                    names: list[object] = [row, seeds, checkpoint, post.replace("_", " ")]
-                    rows.append([*names, *_numbers(scores, distance), cells[0].steps, f"{minutes:.1f}", f"{peak:.0f}"])
+            for checkpoint, post in _kinds(done):
+                scores = self.scores(row, checkpoint=checkpoint, post_processing=post)
+                seeds = str(len(scores)) if len(scores) == len(cells) else f"{len(scores)} of {len(cells)}"
+                seeds += ", unfinished" if len(done) < len(cells) else ""
+                names: list[object] = [row, seeds, checkpoint, post.replace("_", " ")]
+                rows.append([*names, *_numbers(scores, distance), cells[0].steps, f"{minutes:.1f}", f"{peak:.0f}"])
         return format_table(heads, rows)
+
+
+def _kinds(cells: Sequence[Cell]) -> list[tuple[str, str]]:
+    """Checkpoints with post-processing that some of the cells were scored with: the last one, its nets, the best."""
+    found = dict.fromkeys((name, post) for cell in cells for name, run in cell.runs.items() for post in run.scores)
+    return sorted(found, key=lambda kind: (kind[0] != "last", kind[0] == "best"))
 
 
 def _kept(folder: Path) -> list[Path]:

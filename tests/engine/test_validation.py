@@ -61,6 +61,17 @@ def test_the_best_is_kept_and_comes_back_as_it_was(split, tmp_path):
         assert all(torch.equal(a, b) for a, b in zip(restored.parameters(), done.recipe.parameters()))
 
 
+def test_without_any_dice_the_first_look_is_kept(split, tmp_path, monkeypatch):
+    protocol = replace(SMALL, classes=(2,))  # which neither the label nor the prediction has
+    recipe = recipe_of()
+    batches = SMALL.batches(SMALL.cache(split.labelled, tmp_path / "cache"), split.labelled)
+    best = BestOnValidation(protocol, split.val, tmp_path)
+    fit(recipe, batches, FIT, out=tmp_path, callbacks=[best], progress=False)
+    assert (best.step, str(best.dice)) == (2, "nan")
+    best.restore(recipe_of())
+    assert BestOnValidation(protocol, split.val, tmp_path).step == 2
+
+
 def test_a_resumed_run_remembers_and_a_new_one_forgets(split, tmp_path):
     _, best = trained(split, tmp_path)
     again = BestOnValidation(SMALL, split.val, tmp_path)

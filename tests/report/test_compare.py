@@ -62,21 +62,35 @@ def make(folder, **changes):
 def test_post_processing_off_and_on_stand_below_each_other(tmp_path):
     lines = runs_table([make(tmp_path / "one"), make(tmp_path / "two", fit__seed=1) / "protocol.json"]).splitlines()
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
-    assert [row[:6] for row in cells[2:4]] == [
-        ["one", "la/paper", "0", "8", "resnet + vnet", "none"],
-        ["one", "la/paper", "0", "8", "resnet + vnet", "largest component"],
+    steps = str(RECORD["fit"]["steps"])
+    assert [row[:7] for row in cells[2:4]] == [
+        ["one", "la/paper", "0", steps, "8", "resnet + vnet", "none"],
+        ["one", "la/paper", "0", steps, "8", "resnet + vnet", "largest component"],
     ]
     assert [row[2] for row in cells[2:]] == ["0", "0", "1", "1"]
-    assert [row[6] for row in cells[2:]] == ["80.00", "90.00"] * 2
-    assert cells[0][9:11] == ["HD95 voxel", "ASD voxel"]
-    assert cells[2][9:] == ["6.00", "3.00", "0", "15.00", "0.30"]
-    assert cells[3][12:] == ["n/a", "n/a"]  # probabilities are calibrated, not masks
+    assert [row[7] for row in cells[2:]] == ["80.00", "90.00"] * 2
+    assert cells[0][10:12] == ["HD95 voxel", "ASD voxel"]
+    assert cells[2][10:] == ["6.00", "3.00", "0", "15.00", "0.30"]
+    assert cells[3][13:] == ["n/a", "n/a"]  # probabilities are calibrated, not masks
 
 
 def test_other_conventions_have_the_symmetric_distance(tmp_path):
     text = runs_table([make(tmp_path / "one", evaluation__convention="default")])
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
-    assert (cells[0][10], cells[2][10]) == ("ASSD voxel", "5.00")
+    assert (cells[0][11], cells[2][11]) == ("ASSD voxel", "5.00")
+
+
+def test_other_windows_are_a_column_where_they_differ(tmp_path):
+    runs = [make(tmp_path / "one"), make(tmp_path / "two", evaluation__windows__flips=[0, 2])]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in runs_table(runs).splitlines()]
+    assert cells[0][6] == "windows"
+    assert [row[6].endswith(", flips") for row in cells[2:]] == [False, False, True, True]
+
+
+def test_scores_that_a_record_tells_of_and_are_not_there(tmp_path):
+    (make(tmp_path / "one") / "cases_largest.csv").unlink()
+    with pytest.raises(ValueError, match=r"cases_largest\.csv: there is no such file; expected the scores"):
+        runs_table([tmp_path / "one"])
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 
 from ssmis.engine.log import CsvLog
 from ssmis.metrics import calibration, compare_runs, evaluate_case, summarise, write_cases_csv
-from ssmis.report import CaseView, ReportRun, pick_cases, write_report
+from ssmis.report import CaseView, ReportRun, pick_cases, report_runs, seeds_table, write_report
 from ssmis.report.runs import read_log
 
 EVIL = """<script>alert(1)</script>"'><img src=x onerror=alert(1)>&amp;"""
@@ -236,6 +236,46 @@ def test_a_run_in_training_has_curves_only(tmp_path):
         assert absent not in page.text
 
 
+def rescored(run, **changes):
+    """A run whose scores differ from what they were in these fields."""
+    write_cases_csv(run.folder / "cases.csv", [replace(score, **changes) for score in run.scores])
+    return ReportRun(run.name, run.folder)
+
+
+def recorded(run, **changes):
+    """A run whose record tells more."""
+    record = json.loads((run.folder / "protocol.json").read_text())
+    (run.folder / "protocol.json").write_text(json.dumps(record | changes))
+    return run
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda run: rescored(run, unit="voxel"), r"row1 has distances in \['voxel'\], row0 has \['mm'\]"),
+        (lambda run: rescored(run, label=2), r"row1 has classes \[2\], row0 has \[1\]"),
+        (lambda run: recorded(run, protocol={"family": "acdc"}), r"protocol\.family 'acdc', row0 has 'la'"),
+        (lambda run: recorded(run, evaluation={"convention": "medpy"}), r"evaluation\.convention 'medpy'"),
+    ],
+)
+def test_scores_that_do_not_compare_are_refused(tmp_path, two, change, told):
+    (first, second), _ = two
+    recorded(first, protocol={"family": "la"}, evaluation={"convention": "default"})
+    with pytest.raises(ValueError, match=f"{told}.*their numbers do not compare"):
+        written(tmp_path, [first, change(second)])
+    with pytest.raises(ValueError, match="their numbers do not compare"):
+        report_runs([first.folder, second.folder], out=str(tmp_path / "report.html"))
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_distances_in_voxels_are_called_so_and_have_the_published_mean(tmp_path, two):
+    runs = [rescored(run, unit="voxel") for run in two[0]]
+    heads = written(tmp_path, runs).tables[0][0]
+    assert "HD95 voxel" in heads
+    assert "ASD voxel" in heads
+    assert "HD95 voxel" in seeds_table(runs)
+
+
 def test_what_is_not_given_comes_from_the_log(tmp_path):
     run = replace(write_run(tmp_path, cases=(), foreground=())[0], peak_memory_mb=None)
     assert written(tmp_path, [run]).tables[0][1] == ["row0", "0.9", "919"]
@@ -332,6 +372,16 @@ def test_a_browser_opens_it_without_complaint(tmp_path, two, chromium):
     evil = '<img src="https://example.org/a.png">'
     bad.write_text((tmp_path / "report.html").read_text().replace("<main>", f"<main>{evil}"))
     assert any("Content Security Policy" in line for line in visit(chromium, bad, tmp_path / "profile")[1])
+
+
+@pytest.mark.parametrize("torn", ["1,2.5,1e", "20,9.5", "20,9.5\0\0\0"])
+def test_a_line_that_was_cut_off_is_left_out(tmp_path, torn):
+    run, _ = write_run(tmp_path)
+    before = read_log(run.folder / "metrics.csv")
+    with (run.folder / "metrics.csv").open("a") as file:
+        file.write(torn)
+    after = read_log(run.folder / "metrics.csv")
+    assert {name: list(values) for name, values in after.items()} == {name: list(v) for name, v in before.items()}
 
 
 @pytest.mark.parametrize("log", ["step,loss\n" + "1" * 5000 + ",1\n", "step,loss\nnan,1\n", "loss\n1\n"])
