@@ -35,6 +35,7 @@ class CaseResult:
         prediction: labels `(*S)`.
         calibration: of the probabilities.
         largest: scores with only the largest component of each class kept; empty if not asked for.
+        uncertainty: normalised entropy `(*S)` in [0, 1], float32; None if not asked for.
     """
 
     case: str
@@ -42,6 +43,7 @@ class CaseResult:
     prediction: NDArray[Any]
     calibration: Calibration
     largest: tuple[CaseScore, ...] = ()
+    uncertainty: NDArray[np.float32] | None = None
 
 
 def evaluate(
@@ -53,6 +55,7 @@ def evaluate(
     convention: Convention = "default",
     largest: bool = False,
     foreground_margin: int | None = None,
+    uncertainty: bool = False,
 ) -> list[CaseResult]:
     """Predict each case by sliding window, score the argmax against its label, and measure the calibration.
 
@@ -64,6 +67,7 @@ def evaluate(
         convention: of the distances, see `ssmis.metrics.surface_distances`.
         largest: score a second time with only the largest component of each class kept, see `largest_component`.
         foreground_margin: of the calibration: None is over the whole image, see `ssmis.metrics.calibration`.
+        uncertainty: keep the map of each case.
 
     Raises:
         DataError: a case has no label.
@@ -74,7 +78,7 @@ def evaluate(
         label = volume.label
         if label is None:
             raise DataError(f"{case.image}: case {case.id!r} has no label to evaluate against")
-        predicted, confidence = _predicted(predictor, volume.image, label, foreground_margin)
+        predicted, confidence, unsure = _predicted(predictor, volume.image, label, foreground_margin, uncertainty)
         masks = [predicted]
         if largest:
             masks.append(largest_component(torch.from_numpy(predicted), classes=classes).numpy())
@@ -86,19 +90,22 @@ def evaluate(
             )
             for mask in masks
         ]
-        results.append(CaseResult(case.id, scores[0], predicted, confidence, *scores[1:]))
+        results.append(CaseResult(case.id, scores[0], predicted, confidence, scores[1] if largest else (), unsure))
     return results
 
 
 def _predicted(
-    predictor: Predicts, image: NDArray[Any], label: NDArray[Any], foreground_margin: int | None
-) -> tuple[NDArray[Any], Calibration]:
-    """Labels, and the calibration: in slabs if it can be, for all probabilities of a large volume fill the memory."""
+    predictor: Predicts, image: NDArray[Any], label: NDArray[Any], foreground_margin: int | None, uncertainty: bool
+) -> tuple[NDArray[Any], Calibration, NDArray[np.float32] | None]:
+    """Labels, calibration, uncertainty: by slabs if it can be, since all probabilities of a volume may fill memory."""
     stream = getattr(predictor, "stream", None) if foreground_margin is None else None
     slabs = [(0, predictor.predict(image).probs)] if stream is None else stream(image)
     predicted, parts = np.zeros(image.shape[1:], dtype=np.uint8), []
+    unsure = np.zeros(image.shape[1:], dtype=np.float32) if uncertainty else None
     for first, probs in slabs:
         rows = slice(first, first + probs.shape[1])
         predicted[rows] = probs.argmax(0).cpu().numpy()
         parts.append(calibration(probs.float(), label[rows], foreground_margin=foreground_margin))
-    return predicted, pool_calibration(parts)
+        if unsure is not None:
+            unsure[rows] = Prediction.from_probs(probs.float()[None]).uncertainty[0].cpu().numpy()
+    return predicted, pool_calibration(parts), unsure

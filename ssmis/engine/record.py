@@ -15,6 +15,7 @@ from ssmis.data.texts import read_json
 from ssmis.engine.atomic import replace_text
 from ssmis.engine.evaluate import CaseResult
 from ssmis.engine.runtime import environment
+from ssmis.metrics import Reliability, pool_reliability
 from ssmis.metrics.cases import cases_csv
 from ssmis.recipes.base import Recipe
 
@@ -56,6 +57,7 @@ def write_evaluation(out: Path | str, results: Sequence[CaseResult], how: Mappin
     for result in results:
         writer.writerow([result.case, result.calibration.ece, result.calibration.brier, result.calibration.n])
     replace_text(out / "calibration.csv", text.getvalue())
+    replace_text(out / "reliability.csv", reliability_csv([result.calibration.reliability for result in results]))
     facts = {
         **how,
         "unit": scores[0].unit,
@@ -67,6 +69,16 @@ def write_evaluation(out: Path | str, results: Sequence[CaseResult], how: Mappin
     }
     record = read_json(path)
     replace_text(path, json.dumps({**record, "evaluation": facts}, indent=1))
+
+
+def reliability_csv(parts: Sequence[Reliability]) -> str:
+    """Return the bins of a reliability diagram over all cases together, a line each; nan where one is empty."""
+    bins = pool_reliability(parts)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["count", "confidence", "frequency"])
+    writer.writerows(zip(bins.count.tolist(), bins.confidence.tolist(), bins.frequency.tolist(), strict=True))
+    return text.getvalue()
 
 
 def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

@@ -2,10 +2,11 @@
 """Scores of a run of one's own on its held-out cases, and the predictions beside them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from ssmis.data import Case, DataError, Plan, find_dataset, read_list
@@ -36,9 +37,9 @@ def evaluate_run(
 ) -> list[RunScores]:
     """Score a run, or each run of a folder, on its held-out cases; `ssmis evaluate` is this function.
 
-    Writes `cases.csv`, `cases_largest.csv`, `calibration.csv` and `predictions/` into the run folder, and how it was
-    done into `protocol.json`. Scores are on each file's own grid; `cases_largest.csv` are those with only the largest
-    component of each class kept.
+    Writes `cases.csv`, `cases_largest.csv`, `calibration.csv`, `reliability.csv`, `predictions/` and `uncertainty/`
+    (normalised entropy times 255, rounded) into the run folder, and how it was done into `protocol.json`. Scores are on
+    each file's own grid; `cases_largest.csv` are those with only the largest component of each class kept.
 
     Args:
         run: run folder, or all options in one object.
@@ -64,14 +65,16 @@ def _evaluate(folder: Path, options: EvaluateOptions, tell: Callable[[str], obje
         raw = _Raw(plan, predictor)
         classes = tuple(range(1, plan.classes))
         try:
-            results += evaluate(raw, [case], classes=classes, load=raw.load, largest=True, foreground_margin=None)
+            (found,) = evaluate(raw, [case], classes=classes, load=raw.load, largest=True, uncertainty=True)
         except DataError:
             raise
         except ValueError as error:  # such as less memory than this case needs
             raise DataError(f"{case.image}: {error}") from error
-        values = plan.values_of(results[-1].prediction)
         grid = case_scan(case).grid
-        write_map(folder / "predictions" / case.id, values[..., None] if raw.flat else values, grid)
+        unsure = np.rint(255 * np.asarray(found.uncertainty)).astype(np.uint8)
+        for name, values in (("predictions", plan.values_of(found.prediction)), ("uncertainty", unsure)):
+            write_map(folder / name / case.id, values[..., None] if raw.flat else values, grid)
+        results.append(replace(found, uncertainty=None))
     how = {
         "scored": list_facts(cases),
         "windows": {name: getattr(predictor, name) for name in ("patch", "stride", "blending", "flips")},

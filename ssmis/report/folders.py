@@ -26,7 +26,7 @@ def report_runs(
 
     Runs whose names differ only in `_seedN` are one method: the table has the mean of their means and its standard
     deviation over seeds, and a paired test compares each two methods (`compared`). The worst, median and best
-    case of the last run are shown, with the predictions of every run.
+    case of the last run are shown, with the predictions of every run and their uncertainty.
 
     Args:
         runs: scored run folders, the baseline first, or folders of them; one or several; or all options.
@@ -123,13 +123,14 @@ def _view(case: Case, note: str, runs: Sequence[ReportRun], plan: Plan) -> CaseV
     def shown(array: Any) -> Any:
         return array[..., 0] if flat else array
 
-    predictions = {}
-    for run in runs:
-        for suffix in (".nii.gz", ".png"):
-            path = Path(run.folder) / "predictions" / (case.id + suffix)
-            if path.is_file():
-                predictions[run.name] = shown(plan.classes_of(read_labels(path, scan.grid)))
+    def maps(kind: str) -> dict[str, Any]:
+        """Run -> its map of this case, as far as there is one."""
+        paths = [(run.name, Path(run.folder) / kind / (case.id + end)) for run in runs for end in (".nii.gz", ".png")]
+        return {name: read_labels(path, scan.grid) for name, path in paths if path.is_file()}
+
+    predictions = {name: shown(plan.classes_of(values)) for name, values in maps("predictions").items()}
+    uncertainty = {name: shown(values / 255) for name, values in maps("uncertainty").items()}
     reference = None if case.label is None else shown(plan.classes_of(read_labels(case.label, scan.grid)))
     spacing = scan.grid.canonical_spacing_mm[: 2 if flat else None]
     image = shown(scan.image[0].astype(np.float32))
-    return CaseView(case.id, image, predictions, reference, spacing_mm=spacing, note=note)
+    return CaseView(case.id, image, predictions, reference, uncertainty, spacing_mm=spacing, note=note)

@@ -122,7 +122,7 @@ def _cases(runs: Sequence[ReportRun], views: Sequence[CaseView], metric: str) ->
 def _calibration(runs: Sequence[ReportRun]) -> Markup:
     figures = []
     for index, run in coloured(runs):
-        if (bins := run.reliability) is not None:
+        if (bins := run.bins) is not None:
             told = f" ECE {number(bins.ece, 4)}, {int(bins.count.sum())} voxels"
             caption = [swatch(index), element("b", run.name), element("span", told, class_="muted")]
             drawing = reliability_chart(bins, colour=index, label=f"reliability of {run.name}")

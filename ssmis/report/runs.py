@@ -4,7 +4,7 @@
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from math import nan
 from pathlib import Path
@@ -29,7 +29,8 @@ class ReportRun:
         folder: run folder as `fit` wrote it, and `cases.csv` beside; without one the run has curves but no scores.
         minutes: of training; None takes the last `seconds` of `metrics.csv`.
         peak_memory_mb: of training; None takes the last `peak_mb` of `metrics.csv`.
-        reliability: bins over all cases (`pool_reliability`), for the reliability diagram.
+        reliability: bins over all cases (`pool_reliability`), for the reliability diagram; None takes those of
+            `reliability.csv`.
     """
 
     name: str
@@ -40,13 +41,15 @@ class ReportRun:
 
     @cached_property
     def metrics(self) -> dict[str, Array]:
-        """Columns of `metrics.csv`."""
-        return read_log(Path(self.folder) / "metrics.csv")
+        """Columns of `metrics.csv`; none where scores were kept without it."""
+        path = Path(self.folder) / "metrics.csv"
+        return read_log(path) if path.exists() or not self.scores else {}
 
     @cached_property
     def quality(self) -> dict[str, Array]:
         """Columns of `quality.csv`; none without callbacks."""
-        return read_log(Path(self.folder) / "quality.csv")
+        path = Path(self.folder) / "quality.csv"
+        return read_log(path) if path.exists() else {}
 
     @cached_property
     def scores(self) -> list[CaseScore]:
@@ -59,6 +62,12 @@ class ReportRun:
         """Lines of `cases_largest.csv`, with only the largest component of each class; none without such a file."""
         path = Path(self.folder) / "cases_largest.csv"
         return read_cases_csv(path) if path.exists() else []
+
+    @cached_property
+    def bins(self) -> Reliability | None:
+        """As given, else the lines of `reliability.csv`; none without such a file."""
+        path = Path(self.folder) / "reliability.csv"
+        return read_reliability(path) if self.reliability is None and path.exists() else self.reliability
 
     def settings(self, name: str) -> dict[str, Any]:
         """A JSON file of the folder, flat: `outer.inner` -> value."""
@@ -156,6 +165,23 @@ def read_log(path: Path) -> dict[str, Array]:
         raise ValueError(f"{path}: {error}") from error
 
 
+def read_reliability(path: Path) -> Reliability:
+    """Read the bins of a reliability diagram.
+
+    Raises:
+        ValueError: the columns are others, or a line has something else where a number belongs.
+    """
+    names = [field.name for field in fields(Reliability)]
+    try:
+        rows = list(csv.reader(io.StringIO(path.read_bytes().decode(), newline="")))
+        if not rows or rows[0] != names:
+            raise ValueError(f"it has the columns {rows[:1]}; expected {names}")
+        count, confidence, frequency = np.array(rows[1:], dtype=np.float64).reshape(-1, 3).T
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{path}: {error}") from error
+    return Reliability(count, confidence, frequency)
+
+
 def warnings_of(run: ReportRun) -> list[str]:
     """What a reader must know before the numbers: collapse, skipped steps, an early end."""
     found = []
@@ -186,7 +212,7 @@ def warnings_of(run: ReportRun) -> list[str]:
     if skipped := int((~np.isfinite(norms)).sum()):
         found.append(f"{skipped} of {len(norms)} steps were skipped: loss or gradient was not finite")
     planned, done = settings.get("fit.steps"), len(run.metrics.get("step", ()))
-    if isinstance(planned, int) and done < planned:
+    if run.metrics and isinstance(planned, int) and done < planned:
         found.append(f"training is at step {done} of {planned}")
     return found
 

@@ -231,7 +231,8 @@ def _kinds(cells: Sequence[Cell]) -> list[tuple[str, str]]:
 
 def _kept(folder: Path) -> list[Path]:
     """What tells about a scored run, except how it was trained; what says that it is finished comes last."""
-    names = ("protocol.json", "env.json", "cases.csv", "cases_largest.csv", "calibration.csv", "quality.csv")
+    names = ("protocol.json", "env.json", "cases.csv", "cases_largest.csv", "calibration.csv", "reliability.csv",
+             "quality.csv")  # fmt: skip
     return [path for name in (*names, "result.json") if (path := folder / name).is_file()]
 
 

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssmis.data import Case, DataError, Volume, find_dataset, resample_maps
-from ssmis.data.scans import read_scan
+from ssmis.data.scans import read_labels, read_scan
 from ssmis.data.splits import make_split, write_split
 from ssmis.engine import Predictor, sliding
 from ssmis.engine.evaluate import evaluate
@@ -222,7 +222,18 @@ def test_train_resume_evaluate_report_export(tmp_path, monkeypatch):
     train(data, out="runs/unet_seed1", **options | {"seed": 1, "test": str(done.folder / "split/test.list")})
     evaluate_run("runs/unet_seed1", progress=False)
     page = report_runs(["runs"], told.append, out="report.html")
-    assert "unet" in page.read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
+    for shown in ("unet_seed1", "<h2>Calibration</h2>", "unet_seed0: uncertainty", "unet_seed1: uncertainty"):
+        assert shown in text, shown
+    scan = read_scan(done.split.test[0].image)
+    unsure = read_labels(done.folder / "uncertainty" / f"{stored[0].case}.nii.gz", scan.grid)
+    predictor = Predictor.load(done.folder)
+    found = predictor.segment(scan.image, spacing_mm=scan.grid.canonical_spacing_mm, uncertainty=True)
+    np.testing.assert_allclose(unsure, 255 * found.uncertainty, atol=0.51)
+    assert unsure.max() > 0
+    bins, pooled = ReportRun("unet", done.folder).bins, scores.results[0].calibration
+    assert bins.ece == pytest.approx(pooled.ece)
+    assert bins.count.sum() == pooled.n == unsure.size
     rows = seeds_table([ReportRun(p.name, p) for p in sorted(Path("runs").glob("unet_seed*"))])
     assert [cell.strip() for cell in rows.splitlines()[-1].split("|")[1:3]] == ["unet", "2"]
 

@@ -149,7 +149,7 @@ def test_scores_within_a_budget_are_those_without(dims, tmp_path, monkeypatch):
         found.append({path: path.read_bytes() for path in kept if path.is_file()})
     assert [own.batch_size for own in chosen][:2] == [4, 4]
     assert all(own.batch_size < 4 for own in chosen[2:])
-    assert len(found[0]) == 8
+    assert len(found[0]) == 12
     assert found[0] == found[1]
     scores = ("cases.csv", "cases_largest.csv", ".nii.gz", ".png")
     assert all(found[0][path] == found[2][path] for path in found[0] if path.name.endswith(scores))

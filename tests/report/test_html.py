@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from ssmis.engine.log import CsvLog
+from ssmis.engine.record import reliability_csv
 from ssmis.metrics import calibration, compare_runs, evaluate_case, summarise, write_cases_csv
 from ssmis.report import CaseView, ReportRun, pick_cases, report_runs, seeds_table, write_report
 from ssmis.report.runs import read_log
@@ -332,7 +333,7 @@ def test_errors_name_the_run(tmp_path, two):
         written(tmp_path, [runs[0], runs[0]])
     with pytest.raises(ValueError, match=r"case 'a' has a prediction of 'row1'; expected one of \['row0'\]"):
         written(tmp_path, runs[:1], views=[view])
-    with pytest.raises(ValueError, match=r"quality.csv: there is no such file; expected a run folder"):
+    with pytest.raises(ValueError, match=r"protocol\.json: there is no such file"):
         written(tmp_path, [ReportRun("x", tmp_path)])
     with pytest.raises(ValueError, match=r"uncertainty 'row1' of 'a' has shape \(2, 2\); expected \(12, 10, 8\)"):
         written(tmp_path, runs, views=[replace(view, uncertainty={"row1": np.zeros((2, 2))})])
@@ -372,6 +373,33 @@ def test_a_browser_opens_it_without_complaint(tmp_path, two, chromium):
     evil = '<img src="https://example.org/a.png">'
     bad.write_text((tmp_path / "report.html").read_text().replace("<main>", f"<main>{evil}"))
     assert any("Content Security Policy" in line for line in visit(chromium, bad, tmp_path / "profile")[1])
+
+
+def test_bins_come_from_the_folder_where_none_are_given(tmp_path, two):
+    (first, second), _ = two
+    (first.folder / "reliability.csv").write_text(reliability_csv([first.reliability]))
+    read = replace(first, reliability=None)
+    np.testing.assert_allclose(read.bins.frequency, first.reliability.frequency)
+    assert read.bins.ece == pytest.approx(first.reliability.ece)
+    assert "Calibration" in written(tmp_path, [read]).text
+    assert replace(second, reliability=None).bins is None
+    for wrong in ("count,confidence\n1,2\n", "count,confidence,frequency\n1,x,2\n", "", "\0"):
+        (first.folder / "reliability.csv").write_text(wrong)
+        with pytest.raises(ValueError, match=r"reliability\.csv: "):
+            _ = replace(first, reliability=None).bins
+
+
+def test_scores_that_were_kept_without_logs_have_a_page_without_curves(tmp_path, two):
+    (run, _), view = two
+    for name in ("metrics.csv", "quality.csv"):
+        (run.folder / name).unlink()
+    page = written(tmp_path, [ReportRun(run.name, run.folder)], views=[replace(view, predictions={}, uncertainty={})])
+    assert "Dice %" in page.tables[0][0]
+    assert "Losses" not in page.text
+    assert "training is at step" not in page.text
+    (run.folder / "cases.csv").unlink()
+    with pytest.raises(ValueError, match=r"metrics\.csv: there is no such file"):
+        written(tmp_path, [ReportRun(run.name, run.folder)])
 
 
 @pytest.mark.parametrize("torn", ["1,2.5,1e", "20,9.5", "20,9.5\0\0\0"])
