@@ -121,6 +121,11 @@ def check_config(path: Path | str, known: Collection[str]) -> None:
         raise ValueError(f"{path}: cannot be read as options: {' '.join(str(error).split())}") from error
 
 
+def _is_option(word: str) -> bool:
+    """Whether a word names an option; a negative number is a value."""
+    return word.startswith("-") and not re.match(r"-\.?\d", word)
+
+
 def _named(words: Sequence[str], positional: Sequence[str], hints: Mapping[str, Any]) -> list[str]:
     """Turn words that are no option's into options, so that a file of options may hold them too."""
     first: list[str] = []
@@ -128,7 +133,7 @@ def _named(words: Sequence[str], positional: Sequence[str], hints: Mapping[str, 
     left = list(words)
     while left:
         word = left.pop(0)
-        if not word.startswith("-"):
+        if not _is_option(word):
             first.append(word)
             continue
         if word.startswith("--"):  # --equal-time is --equal_time
@@ -140,7 +145,7 @@ def _named(words: Sequence[str], positional: Sequence[str], hints: Mapping[str, 
         if name in ("h", "help", "print_config") or "=" in word:
             continue
         hint = hints.get(name, str)
-        while left and not left[0].startswith("-") and (hint is not bool or left[0].lower() in _TRUTHS):
+        while left and not _is_option(left[0]) and (hint is not bool or left[0].lower() in _TRUTHS):
             rest.append(left.pop(0))
             if "list" not in str(hint):
                 break

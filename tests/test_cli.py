@@ -67,6 +67,12 @@ def test_options_come_from_file_and_command_line(tmp_path, capsys):
     assert "recipe: dual_uncertainty" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("line", ["--learning-rate -0.1 here", "here --learning_rate -.1", "here --learning_rate=-0.1"])
+def test_a_negative_number_is_a_value(line):
+    found = parse("train", options.TrainOptions, line.split())  # refused later on, for what it is
+    assert (found.data, found.learning_rate) == ("here", -0.1)
+
+
 @pytest.mark.parametrize(
     "line",
     ["run a.nii b.nii -o out --prob --patience", "-o out --prob run a.nii b.nii", "run -o out a.nii --prob true b.nii",
