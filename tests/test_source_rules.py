@@ -30,7 +30,14 @@ ALLOWED = {
     "_compare_record": {"data", "engine", "report", "_compare_methods"},
     "compare": {"data", "engine", "report", "_compare_methods", "_compare_record"},
 }
-SHARED = {"registry", "options", "_checks", "_classes", "_optional"}  # anyone may import these; they import no folder
+SHARED = {
+    "registry",
+    "options",
+    "_checks",
+    "_classes",
+    "_optional",
+    "_vectors",
+}  # anyone may import these; they import no folder
 EDGES = {"__init__", "_arguments", "cli", "__main__"}  # these may import anything; no folder imports them
 SYNC_CALLS = {"item", "tolist", "cpu", "numpy", "cuda"}
 MACHINE_PATH = re.compile(r"(?<![\w.])/(home|mnt|root|work|farm|tmp|scratch|Users)/\w")

@@ -103,17 +103,19 @@ class Augment:
 
     Attributes:
         flip_axes: spatial axes that are flipped, each with chance 1/2; axes that do not exist are left out.
-        rot90: quarter turns in the plane of the first two spatial axes; half turns only where it is not square.
+        rot90: quarter turns in the plane of the first two spatial axes; half turns only where it is not square, in
+            voxels or in mm.
         affine_probability: chance of an affine map, for each volume. It costs an interpolation; labels that come
             from outside are -1.
         degrees: greatest rotation in each plane.
         zoom: range of scale factors.
         shift: greatest shift, as a share of each axis.
+        spacing_mm: voxel size of the images, in which a turn of them is rigid; None is cubes.
         intensity: what happens to the intensities.
 
     Raises:
-        ValueError: a probability outside [0, 1], a negative angle or shift, or a zoom that is not positive and in
-            order.
+        ValueError: a probability outside [0, 1], a negative angle or shift, a zoom that is not positive and in order,
+            or a voxel size that is none.
     """
 
     flip_axes: tuple[int, ...] = (0, 1, 2)
@@ -122,6 +124,7 @@ class Augment:
     degrees: float = 15.0
     zoom: Range = (0.85, 1.2)
     shift: float = 0.05
+    spacing_mm: tuple[float, ...] | None = None
     intensity: Intensity = field(default_factory=Intensity)
 
     def __post_init__(self) -> None:
@@ -129,6 +132,8 @@ class Augment:
         check_range(self.affine_probability, 0, 1, name="affine_probability")
         check_not_negative(degrees=self.degrees, shift=self.shift)
         _check_factors(self.zoom, name="zoom")
+        if self.spacing_mm is not None and not all(0 < size < math.inf for size in self.spacing_mm):
+            raise ValueError(f"spacing_mm is {self.spacing_mm}; expected sizes above 0")
 
     @classmethod
     def none(cls) -> "Augment":
@@ -167,7 +172,8 @@ class Augment:
         coins = torch.rand(count, dims, generator=generator) < 0.5
         turns = torch.randint(4, (count,), generator=generator).tolist()
         flips = [tuple(axis for axis in self.flip_axes if axis < dims and row[axis]) for row in coins.tolist()]
-        if images.shape[2] != images.shape[3]:
+        square = self.spacing_mm is None or self.spacing_mm[0] == self.spacing_mm[1]
+        if images.shape[2] != images.shape[3] or not square:
             turns = [turn // 2 * 2 for turn in turns]
         turns = turns if self.rot90 else [0] * count
         return Geometry(tuple(flips[rows.start : rows.stop]), tuple(turns[rows.start : rows.stop]), dims)
@@ -201,7 +207,7 @@ class Augment:
         index = draw.choose(self.affine_probability)
         if len(index):
             there = index.to(images.device)
-            matrices = affine_matrices(degrees, zoom, shifts)[index].to(images.device)
+            matrices = affine_matrices(degrees, zoom, shifts, spacing_mm=self.spacing_mm)[index].to(images.device)
             own_labels = None if labels is None else labels[there]
             moved, own_labels, own_valid = affine(
                 images[there], matrices, own_labels, None if valid is None else valid[there]

@@ -35,6 +35,14 @@ class Batch:
     key: int = 0
 
     @property
+    def forward_key(self) -> int:
+        """Seed of what is random in the forward pass, such as dropout and boxes that are exchanged.
+
+        It is none that a batch or a crop is made with, so nothing there follows from how the images were moved.
+        """
+        return batch_key(self.key, 0, 1, 1)
+
+    @property
     def images(self) -> Tensor:
         """Labelled and weak unlabelled images in one `(L + U, C, *S)` tensor, so that BatchNorm sees one batch."""
         return torch.cat([self.labelled, self.unlabelled])

@@ -62,13 +62,18 @@ class Geometry:
         return torch.stack(moved) if moved else volumes
 
 
-def affine_matrices(degrees: Tensor, scales: Tensor, shifts: Tensor) -> Tensor:
+def affine_matrices(
+    degrees: Tensor, scales: Tensor, shifts: Tensor, *, spacing_mm: Sequence[float] | None = None
+) -> Tensor:
     r"""Matrices that turn, scale and shift about the centre, in voxels.
+
+    Turns are rigid in mm: with voxels of 0.7 x 0.7 x 5 mm a turn in voxels would shear the body.
 
     Args:
         degrees: `(B, 1)` in 2-D, `(B, 3)` in 3-D: angles in the planes (0, 1), (0, 2), (1, 2), applied in this order.
         scales: `(B,)`; 2 shows everything twice as large.
         shifts: `(B, dims)`, voxels by which the content moves.
+        spacing_mm: voxel size; None is cubes.
 
     Returns:
         `(B, dims, dims + 1)`, the inverse map: voxel offset from the centre in the result -> offset in the source.
@@ -83,6 +88,11 @@ def affine_matrices(degrees: Tensor, scales: Tensor, shifts: Tensor) -> Tensor:
         turn[:, first, second], turn[:, second, first] = -angle.sin(), angle.sin()
         linear = turn @ linear
     inverse = linear.mT / scales[:, None, None]
+    if spacing_mm is not None and len(set(spacing_mm)) > 1:  # to mm, turned there, and back
+        if len(spacing_mm) != dims:
+            raise ValueError(f"spacing_mm is {tuple(spacing_mm)}; expected {dims} numbers, one an axis")
+        sizes = torch.tensor(spacing_mm, dtype=shifts.dtype, device=shifts.device)
+        inverse = inverse * sizes / sizes[:, None]
     return torch.cat([inverse, -inverse @ shifts[..., None]], dim=2)
 
 

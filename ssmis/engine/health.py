@@ -102,7 +102,7 @@ def blame(recipe: Recipe, batches: Sequence[Batch], progress: float) -> list[str
     found: list[str] = []
     trained = [p for p in recipe.students.parameters() if p.requires_grad]
     for batch in batches:
-        seed_everything(batch.key)
+        seed_everything(batch.forward_key)
         for name, term in recipe(batch, progress).items():
             if term.weight <= 0 or not term.value.requires_grad or name in found:
                 continue

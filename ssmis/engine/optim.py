@@ -66,6 +66,7 @@ def clip_gradients(optimizer: torch.optim.Optimizer, clip_norm: float | None) ->
     norms = []
     for groups in named.values():
         limits = [limit for group in groups if (limit := group.get("clip_norm", clip_norm)) is not None]
-        trained = [p for group in groups for p in group["params"]]
-        norms.append(torch.nn.utils.clip_grad_norm_(trained, min(limits, default=float("inf"))))
-    return torch.stack(norms).max()
+        trained = [p for group in groups for p in group["params"] if p.grad is not None]
+        if trained:  # the norm of nothing would be on the CPU, wherever the others are
+            norms.append(torch.nn.utils.clip_grad_norm_(trained, min(limits, default=float("inf"))))
+    return torch.stack(norms).max() if norms else torch.zeros(())

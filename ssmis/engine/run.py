@@ -239,7 +239,7 @@ class Run:
         self.stage, self.skipped = state["stage"], state["skipped"]
 
     def _forward(self, part: Batch, progress: float) -> Terms:
-        seed_everything(part.key)
+        seed_everything(part.forward_key)
         self.watch.expect(part)
         with self.precision.autocast():
             terms: Terms = self.model(part, progress)

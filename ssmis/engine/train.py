@@ -249,6 +249,7 @@ def _protocol(plan: Plan, split: Split, options: TrainOptions) -> Protocol:
     semi = options.recipe != "supervised" and split.unlabelled
     batch = min(plan.batch, len(split.labelled), *([len(split.unlabelled)] if semi else []))
     steps = options.steps or 1
+    cubes = len(set(plan.spacing_mm)) == 1
     settings = FitConfig(
         steps=steps,
         optimizer="adamw",
@@ -271,7 +272,7 @@ def _protocol(plan: Plan, split: Split, options: TrainOptions) -> Protocol:
         preset=preset_of(options) or "",
         labelled_per_batch=batch,
         unlabelled_per_batch=batch,
-        augment=TURNED if options.mirror else UPRIGHT,
+        augment=replace(TURNED if options.mirror else UPRIGHT, spacing_mm=None if cubes else plan.spacing_mm),
         strong_views=1,
         foreground=0.5,
         blending="gaussian",

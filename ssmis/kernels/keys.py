@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ssmis.kernels.reference import SHORTEST
+from ssmis._vectors import SHORTEST
 
 
 class Keys(NamedTuple):

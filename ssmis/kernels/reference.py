@@ -4,14 +4,7 @@
 import torch
 from torch import Tensor
 
-SHORTEST = 1e-12  # a vector shorter than this has no direction
-
-
-def direction(vectors: Tensor, dim: int) -> Tensor:
-    """Divide vectors by their length; one shorter than 1e-12 becomes a constant zero."""
-    short = vectors.square().sum(dim, keepdim=True).sqrt() < SHORTEST
-    safe = vectors.masked_fill(short, 1)
-    return (safe / safe.square().sum(dim, keepdim=True).sqrt()).masked_fill(short, 0)
+from ssmis._vectors import direction
 
 
 def voxel_losses(

@@ -14,7 +14,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ssmis.kernels.reference import SHORTEST
+from ssmis._vectors import SHORTEST
 from ssmis.kernels.triton_kernels import class_means_kernel, forward_kernel, keys_kernel, scale_kernel
 
 SMALLEST_V = 16  # no BLOCK_V is below

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssmis._checks import check_labels, check_range
+from ssmis._vectors import direction
 from ssmis.losses._reduce import Reduction, reduce_volumes
 from ssmis.losses._voxels import upcast
 from ssmis.registry import LOSSES, Example
@@ -79,13 +80,13 @@ def prototype_contrast(
         used = key_labels != ignore_index
         stored = keys.detach().to(vectors.dtype).where(used[:, None], 0)
         if normalize:
-            vectors, stored = F.normalize(vectors, dim=2), F.normalize(stored, dim=1)
+            vectors, stored = direction(vectors, 2), direction(stored, 1)
         own = labels.flatten(1)  # (B, V)
         same = (own.unsqueeze(2) == key_labels) & used  # (B, V, M)
         other = (own.unsqueeze(2) != key_labels) & used
         means = (same.to(stored.dtype) @ stored) / same.sum(2, keepdim=True).clamp_min(1)
         if normalize:
-            means = F.normalize(means, dim=2)
+            means = direction(means, 2)
         positive = (vectors * means).sum(2, keepdim=True)
         gaps = (vectors @ stored.T - positive) / temperature
         # the floor keeps a prototype without a negative finite; it is skipped below

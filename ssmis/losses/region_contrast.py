@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssmis._checks import check_range, check_same_shape
+from ssmis._vectors import direction
 from ssmis.losses._reduce import Reduction, reduce_volumes
 from ssmis.losses._voxels import upcast
 from ssmis.registry import LOSSES, Example
@@ -63,7 +64,7 @@ def region_contrast(
     pool = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)[dims - 1]
     with torch.autocast(first_features.device.type, enabled=False):
         pooled = (pool(upcast(features), cells).flatten(2) for features in (first_features, second_features))
-        first, second = (F.normalize(cell, dim=1) if normalize else cell for cell in pooled)  # (B, E, cells^dims)
+        first, second = (direction(cell, 1) if normalize else cell for cell in pooled)  # (B, E, cells^dims)
         likeness = first.transpose(1, 2) @ second / temperature
         loss = -likeness.log_softmax(2).diagonal(dim1=1, dim2=2)
         if symmetric:

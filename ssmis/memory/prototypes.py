@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ssmis._checks import check_choice, check_labels, check_mask
+from ssmis._vectors import direction
 
 
 def class_means(features: Tensor, labels: Tensor, *, classes: int, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -96,7 +97,7 @@ def class_prototypes(
         total = share.sum(2)
         count = total.where(total > 0, 1) if over == "class" else torch.full_like(total, max(1, share.shape[2]))
         means = sums / count.unsqueeze(1)
-    vectors = F.normalize(means, dim=1) if normalize else means
+    vectors = direction(means, 1) if normalize else means
     return vectors, torch.arange(classes, device=labels.device).where(total > 0, -1)
 
 

@@ -2,9 +2,9 @@
 """Heads on voxel features: class logits, and embeddings for contrastive terms."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssmis._vectors import direction
 from ssmis.nets.blocks import conv
 
 
@@ -64,4 +64,4 @@ class ProjectionHead(nn.Module):
         embedding: Tensor = self.layers(features)
         if not self.normalize:
             return embedding
-        return F.normalize(embedding.to(torch.promote_types(embedding.dtype, torch.float32)), dim=1)
+        return direction(embedding.to(torch.promote_types(embedding.dtype, torch.float32)), 1)

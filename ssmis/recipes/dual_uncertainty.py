@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two different nets, uncertainty-guided pseudo-labels, contrast of uncertain voxels with reliable prototypes."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -220,6 +221,9 @@ class DualUncertainty(Recipe):
             return View(batch)
         strong = batch.strong[0] if batch.strong else batch.unlabelled
         if self.config.mix_with == "unlabelled":
+            if len(strong) == 1:
+                told = "one unlabelled volume a process or micro-step has no other one to exchange boxes with"
+                warnings.warn(f"{told}: mix_side does nothing", RuntimeWarning, stacklevel=2)
             boxes = random_boxes(len(strong), tuple(strong.shape[2:]), side=side, device=strong.device)
             valid = None if batch.valid is None else cut_mix(batch.valid, boxes)
             batch = replace(batch, strong=(cut_mix(strong, boxes),), valid=valid)
@@ -255,7 +259,7 @@ class DualUncertainty(Recipe):
             probs = [teacher(batch.unlabelled).logits.float().softmax(1) for teacher in self.teachers.values()]
         mean = torch.stack(probs).mean(0).clamp_min(torch.finfo(torch.float32).tiny).log()
         pieces = pieces_of(self.config.components, classes=mean.shape[1])
-        mean = without_islands(mean, classes=pieces) if pieces else mean
+        mean = without_islands(mean, classes=pieces, valid=batch.valid) if pieces else mean
         return dict.fromkeys(self.students, mean)
 
     def _contrast(
@@ -293,12 +297,15 @@ class DualUncertainty(Recipe):
         )
 
 
-def without_islands(logits: Tensor, *, classes: Sequence[int]) -> Tensor:
+def without_islands(logits: Tensor, *, classes: Sequence[int], valid: Tensor | None = None) -> Tensor:
     """Return logits `(B, K, *S)` that say background, for sure, outside the largest component of each of `classes`.
+
+    What is said in padding, where `valid` `(B, *S)` is false, is no part of a component, and stays.
 
     Gradient: to the logits, but for those that were replaced.
     """
     top = top_class(logits)
+    top = top if valid is None else top.where(valid, 0)
     islands = top != largest_components(top, classes=classes)
     background = torch.zeros_like(logits)
     background[:, 0] = _SURE

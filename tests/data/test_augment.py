@@ -19,6 +19,7 @@ from ssmis.data import (
     coarse_field,
     gaussian_blur,
 )
+from ssmis.data.augment import Rows, _Draw
 
 SIZES = st.sampled_from([(8, 8), (8, 6), (8, 8, 6), (6, 8, 8)])
 
@@ -100,6 +101,33 @@ def test_geometry_works_without_labels():
 def test_quarter_turns_only_in_square_planes():
     assert {t for s in range(20) for t in Augment.weak().draw(batch(0, (8, 8, 6))[0], gen(s)).turns} == {0, 1, 2, 3}
     assert {t for s in range(20) for t in Augment.weak().draw(batch(0, (6, 8, 8))[0], gen(s)).turns} == {0, 2}
+
+
+def test_quarter_turns_only_where_voxels_are_square_in_mm():
+    images = torch.zeros(64, 1, 6, 6, 4)
+    found = Augment(spacing_mm=(0.7, 1.4, 0.7)).draw(images, torch.Generator().manual_seed(0))
+    assert set(found.turns) == {0, 2}
+    found = Augment(spacing_mm=(0.7, 0.7, 5.0)).draw(images, torch.Generator().manual_seed(0))
+    assert set(found.turns) == {0, 1, 2, 3}
+    with pytest.raises(ValueError, match=r"spacing_mm is \(1\.0, 0\.0\); expected sizes above 0"):
+        Augment(spacing_mm=(1.0, 0.0))
+
+
+def test_turns_of_thick_slices_keep_most_labels():
+    images, labels = torch.zeros(256, 1, 64, 64, 8), torch.zeros(256, 64, 64, 8, dtype=torch.long)
+    lost = {}
+    for spacing in (None, (0.7, 0.7, 5.0)):
+        turn = Augment(flip_axes=(), rot90=False, affine_probability=1.0, zoom=(1, 1), shift=0, spacing_mm=spacing)
+        moved = turn.move(images, torch.Generator().manual_seed(0), labels)[1]
+        lost[spacing] = float((moved < 0).float().mean())
+    assert lost[None] > 1.5 * lost[0.7, 0.7, 5.0]
+
+
+def test_factors_are_drawn_evenly_in_the_logarithm():
+    draw = _Draw(Rows(0, 4000, 4000), torch.Generator().manual_seed(0))
+    logarithms = draw.log_uniform(0.25, 4.0).log() / math.log(4)
+    assert abs(float(logarithms.mean())) < 0.05
+    assert abs(float((logarithms < -0.5).float().mean()) - 0.25) < 0.03
 
 
 def test_flips_stay_on_their_axes_and_reach_all():

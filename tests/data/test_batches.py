@@ -22,6 +22,9 @@ from ssmis.data import (
     la_split,
     write_phantoms,
 )
+from ssmis.data.mixing import random_boxes
+from ssmis.data.sampling import batch_key
+from ssmis.engine.runtime import seed_everything
 
 SIZE = (10, 9, 8)
 
@@ -83,6 +86,19 @@ def test_labels_of_unlabelled_cases_cannot_leak(change):
     settings = {"strong_views": 1, "foreground_prob": 0.5, "unlabelled_augment": Augment.strong()}
     for step in range(4):
         assert same(maker(cache, **settings)(step), maker(changed, **settings)(step))
+
+
+def test_the_forward_pass_does_not_draw_what_the_batch_was_made_with():
+    """Else the place of a mixed box would follow from the flips, and parts would share a stream with crops."""
+    flips, starts = [], []
+    for step in range(300):
+        batch = Batch(*[torch.zeros(2, 1, 12, 12)] * 3, key=batch_key(0, step))
+        keys = {batch.key, *(batch_key(batch.key, number) for number in range(8))}
+        assert not keys & {batch.forward_key, *(batch.part(index, 2).forward_key for index in range(2))}
+        flips.append(bool(torch.rand(2, 2, generator=torch.Generator().manual_seed(batch.key))[0, 0] < 0.5))
+        seed_everything(batch.forward_key)
+        starts.append(int(random_boxes(2, (12, 12), side=0.5, device="cpu")[0].any(1).nonzero()[0]))
+    assert abs(np.corrcoef(flips, starts)[0, 1]) < 0.2
 
 
 def test_supervised_only():

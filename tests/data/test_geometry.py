@@ -128,3 +128,26 @@ def test_image_and_label_get_the_same_affine(generator):
     assert (labels == 1).sum() > 100
     agree = ((moved[:, 0] > 0).long() == labels)[labels >= 0]
     assert agree.float().mean() > 0.97
+
+
+@given(angles=st.tuples(*[st.floats(-40, 40)] * 3), spacing=st.tuples(*[st.floats(0.3, 6)] * 3), zoom=st.floats(0.5, 2))
+def test_turns_are_rigid_in_mm(angles, spacing, zoom):
+    matrix = affine_matrices(
+        torch.tensor([angles], dtype=torch.float64),
+        torch.tensor([zoom], dtype=torch.float64),
+        torch.zeros(1, 3, dtype=torch.float64),
+        spacing_mm=spacing,
+    )[0, :, :3]
+    sizes = torch.tensor(spacing, dtype=torch.float64)
+    in_mm = sizes[:, None] * torch.linalg.inv(matrix) / sizes
+    np.testing.assert_allclose(torch.linalg.svdvals(in_mm), zoom, rtol=1e-9)
+    assert torch.linalg.det(in_mm) > 0
+
+
+def test_cubes_are_turned_in_voxels():
+    arguments = torch.tensor([[10.0, -5.0, 3.0]]), torch.tensor([1.1]), torch.tensor([[1.0, 0.0, 2.0]])
+    plain = affine_matrices(*arguments)
+    assert torch.equal(affine_matrices(*arguments, spacing_mm=(2.5, 2.5, 2.5)), plain)
+    assert not torch.equal(affine_matrices(*arguments, spacing_mm=(1.0, 1.0, 5.0)), plain)
+    with pytest.raises(ValueError, match=r"spacing_mm is \(1\.0, 5\.0\); expected 3 numbers, one an axis"):
+        affine_matrices(*arguments, spacing_mm=(1.0, 5.0))

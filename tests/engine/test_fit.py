@@ -287,6 +287,15 @@ def test_shares_of_stages_must_add_up(tmp_path):
         run(recipe, tmp_path)
 
 
+def test_a_net_without_gradients_is_left_out_of_the_norms():
+    """Its norm would be on the CPU, wherever the gradients of the others are."""
+    there = torch.nn.Parameter(torch.empty(3, device="meta"))
+    there.grad = torch.empty(3, device="meta")
+    groups = [{"params": [there], "name": "a"}, {"params": [torch.nn.Parameter(torch.zeros(2))], "name": "b"}]
+    assert clip_gradients(torch.optim.SGD(groups, lr=0.1), 1.0).device.type == "meta"
+    assert float(clip_gradients(torch.optim.SGD(groups[1:], lr=0.1), 1.0)) == 0
+
+
 def test_gradients_are_clipped_net_by_net():
     recipe = Supervised(small_nets())
     optimizer = make_optimizer(recipe.param_groups(), name="sgd", learning_rate=0.1, momentum=0.9, weight_decay=0.0)

@@ -8,9 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import make_labels, make_logits
+from torch import nn
 from torch.nn import functional as F
 
 from ssmis.losses import prototype_contrast, region_contrast
+from ssmis.memory import class_prototypes
 
 SEEDS = st.integers(0, 2**31)
 
@@ -139,6 +141,27 @@ def test_region_contrast_is_symmetric_and_trains_both(seed):
     for symmetric in (True, False):
         slopes = torch.autograd.grad(region_contrast(first, second, symmetric=symmetric), (first, second))
         assert all(slope.abs().max() > 0 for slope in slopes)
+
+
+def test_features_without_a_direction_get_no_gradient():
+    """Such as those of a layer that begins with zeros; dividing by the least length would give them 1e12."""
+    layer = nn.Conv2d(3, 5, 1)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    features = layer(torch.randn(2, 3, 9, 9))
+    region_contrast(features, torch.randn(2, 5, 9, 9)).backward()
+    assert float(layer.weight.grad.abs().max()) == 0
+    for make in (
+        lambda x: prototype_contrast(x, torch.tensor([[0, 1]]), torch.randn(4, 5), torch.tensor([0, 0, 1, 1])),
+        lambda x: class_prototypes(x, torch.tensor([[0, 1]]), classes=2)[0].square().sum(),
+    ):
+        vectors = torch.randn(1, 5, 2)
+        vectors[0, :, 0] = 0
+        vectors.requires_grad_()
+        value = make(vectors)
+        value.backward()
+        assert torch.isfinite(value)
+        assert float(vectors.grad[0, :, 0].abs().max()) == 0
 
 
 def test_both_networks_must_have_the_same_width():

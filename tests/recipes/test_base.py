@@ -5,7 +5,7 @@ from recipes.small import small_batch, small_nets
 from torch import nn
 
 from ssmis.losses import dice_ce
-from ssmis.recipes import Recipe, Terms
+from ssmis.recipes import MeanTeacher, Recipe, Terms
 from ssmis.registry import RECIPES
 
 
@@ -142,3 +142,12 @@ def test_weight_decay_groups_split_by_rank():
 def test_weights_must_be_numbers_from_zero_on(weight):
     with pytest.raises(ValueError, match="weight of term 'a' is"):
         Terms().add("a", torch.tensor(1.0), weight, reaches=["net"])
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.5])
+def test_the_mean_teacher_judges_noisy_images(noise):
+    recipe, seen = MeanTeacher(small_nets(names=("vnet",)), noise=noise), []
+    recipe.teacher.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
+    batch = small_batch(side=16, unlabelled=4)
+    recipe(batch, 0.5)
+    assert float((seen[0] - batch.unlabelled).std()) == pytest.approx(noise, abs=0.05)

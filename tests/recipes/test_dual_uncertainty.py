@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from recipes.small import gradients, small_batch, small_nets
 
+from ssmis._classes import top_class
 from ssmis.data import Batch
 from ssmis.kernels import voxel_contrast
 from ssmis.losses import dice_ce, dice_consistency
@@ -45,6 +46,48 @@ def test_every_term_trains_its_net_and_no_other(dims, bank):
         assert torch.isfinite(term.value)
         assert found.pop(own) > 0, f"{name} is dead"
         assert set(found.values()) == {0.0}, f"{name} leaks into the peer"
+
+
+def test_an_organ_is_no_island_beside_a_guess_in_the_padding():
+    logits = torch.zeros(1, 2, 12, 12)
+    logits[:, 0] = 1
+    valid = torch.ones(1, 12, 12, dtype=torch.bool)
+    valid[..., 6:] = False
+    logits[0, 1, 1:4, 1:4] = 5
+    logits[0, 1, :, 7:] = 5  # nothing teaches a net what to say there
+    kept = without_islands(logits, classes=(1,), valid=valid)
+    assert torch.equal(kept, logits)
+    assert int(top_class(without_islands(logits, classes=(1,)))[valid].sum()) == 0
+    recipe = DualUncertainty(small_nets(), preset="copy_paste")
+    for teacher in recipe.teachers.values():
+        teacher.forward = lambda images: NetOutput(logits.expand(len(images), -1, -1, -1))
+    batch = Batch(*[torch.zeros(2, 1, 12, 12)] * 3, valid=valid.expand(2, -1, -1))
+    judged = recipe._judged(batch, {})["vnet"]
+    assert int(top_class(judged)[:, :6, :6].sum()) == 2 * 9
+
+
+def test_exchanging_boxes_with_nobody_is_told():
+    recipe = DualUncertainty(small_nets(), preset="averaged")
+    with pytest.warns(RuntimeWarning, match="one unlabelled volume a process or micro-step has no other one"):
+        recipe(small_batch(unlabelled=1), 0.9)
+
+
+def test_voxels_count_by_the_volume_they_are_of(monkeypatch):
+    seen = []
+
+    def watched(features, labels, *arguments, weight=None, **options):
+        seen.append((labels, weight))
+        return voxel_contrast(features, labels, *arguments, weight=weight, **options)
+
+    monkeypatch.setattr(importlib.import_module("ssmis.recipes.dual_uncertainty"), "voxel_contrast", watched)
+    batch = small_batch(side=12, valid=True)
+    batch.valid[0, :9] = False  # one volume has far fewer voxels than the other
+    warmed(DualUncertainty(small_nets(), anchors=None))(batch, 0.5)
+    for labels, weight in seen[-2:]:
+        each = [float(weight[index][labels[index] >= 0].sum()) for index in range(2)]
+        assert int((labels[0] >= 0).sum()) < int((labels[1] >= 0).sum())
+        assert each[0] == pytest.approx(each[1], rel=1e-4)
+        assert each[0] > 0
 
 
 def test_public_code_is_what_the_release_optimises():
@@ -292,7 +335,7 @@ def test_pseudo_labels_keep_one_component_of_each_class():
 def test_a_step_learns_from_pseudo_labels_without_islands(monkeypatch):
     module = importlib.import_module("ssmis.recipes.dual_uncertainty")
     calls = []
-    monkeypatch.setattr(module, "without_islands", lambda logits, *, classes: calls.append([*classes]) or logits)
+    monkeypatch.setattr(module, "without_islands", lambda logits, *, classes, valid: calls.append([*classes]) or logits)
     classes = small_nets()["resnet"].classes
     for components in (True, False, (1,), ()):
         DualUncertainty(small_nets(), preset="averaged", components=components)(small_batch(3), 1.0)

@@ -30,6 +30,18 @@ def log(out):
         return list(csv.DictReader(file))
 
 
+def test_the_gate_of_what_is_remembered_rises():
+    recipe = UCSeg(small_nets(), **{**TINY, "quality_start": 0.0, "quality_end": 1.0, "mix_from": 1.0})
+    remembered = [
+        sum(
+            int(value) for name, value in recipe(small_batch(), progress).notes.items() if name.startswith("remembered")
+        )
+        for progress in (0.0, 1.0)
+    ]
+    assert remembered[0] > 0
+    assert remembered[1] == 0
+
+
 def test_the_fused_head_predicts():
     recipe = UCSeg(small_nets(), **TINY).eval()
     images = small_batch().images
