@@ -181,7 +181,8 @@ def test_without_validation_there_is_the_last_checkpoint_only(root, tmp_path):
 def test_minutes_become_steps_once(split, tmp_path, monkeypatch):
     asked = []
 
-    def speeds(rows, config):
+    def speeds(rows, config, *, held_out):
+        assert list(held_out) == list(split.test)
         asked.append(list(rows))
         for make in rows.values():
             recipe, batches = make()

@@ -80,17 +80,23 @@ def check_no_overlap(**groups: Sequence[str]) -> None:
             seen[case] = group
 
 
-def check_name(name: str, source: object) -> str:
+def check_name(name: str, source: object, *, file: bool = False) -> str:
     """Return the name of a case in a list, if a path made of it stays in the data folder.
 
     Symbolic links inside of the folder are followed: they are of whoever owns it.
 
+    Args:
+        name: of a case, or a path.
+        source: where it stands, for the message.
+        file: it is a path and no name, so it may go a way round, such as `./a`; with names of cases one case would have
+            two.
+
     Raises:
-        DataError: it is absolute, leads upwards, goes a way round (`./a`: one case would have two names), or has a
-            control character; the message names `source`.
+        DataError: it is absolute, leads upwards, goes a way round, or has a control character.
     """
     parts = name.replace("\\", "/").split("/")
-    if {"", ".", ".."} & set(parts) or not name.strip(" .") or ":" in parts[0] or not name.isprintable():
+    wrong = {".."} if file else {"", ".", ".."}
+    if wrong & set(parts) or parts[0] == "" or not name.strip(" .") or ":" in parts[0] or not name.isprintable():
         raise DataError(
             f"{source}: case {name!r} is no name of a case; expected a path inside of the data folder, without '.', "
             "'..', drives and control characters"

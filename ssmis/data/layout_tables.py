@@ -118,7 +118,7 @@ def file_of(table: Path, name: str, where: str) -> Path:
     Raises:
         DataError: it is not there, or not inside of the table's folder.
     """
-    file = table.parent / check_name(name, where)
+    file = table.parent / check_name(name, where, file=True)
     try:
         there = file.is_file()
     except (OSError, ValueError):  # a name that is too long
