@@ -2,6 +2,7 @@
 """Masks and label maps as numpy arrays, checked once for all metrics."""
 
 from collections.abc import Sequence
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -54,10 +55,13 @@ def spacing_of(spacing_mm: Sequence[float], ndim: int) -> Array:
     Raises:
         ValueError: another count than `ndim`, or a value that is not positive and finite.
     """
-    spacing = np.asarray([float(value) for value in spacing_mm], dtype=np.float64)
-    if len(spacing) != ndim or not (np.isfinite(spacing) & (spacing > 0)).all():
-        raise ValueError(f"spacing_mm is {tuple(spacing_mm)}; expected {ndim} positive numbers, one per axis")
-    return spacing
+    try:
+        sizes = [] if isinstance(spacing_mm, str) else [float(value) for value in spacing_mm]
+    except (TypeError, ValueError):  # one number, None, or values that are none
+        sizes = []
+    if len(sizes) != ndim or not all(0 < size < inf for size in sizes):
+        raise ValueError(f"spacing_mm is {spacing_mm!r}; expected {ndim} positive numbers, one per axis")
+    return np.array(sizes, dtype=np.float64)
 
 
 def bounding_box(mask: Array, *, margin: int = 0) -> tuple[slice, ...]:

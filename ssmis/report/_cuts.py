@@ -3,6 +3,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,7 @@ def as_array(values: ArrayLike) -> Array:
 
 def checked_spacing(spacing_mm: Sequence[float] | None, ndim: int) -> tuple[float, ...]:
     spacing = (1.0,) * ndim if spacing_mm is None else tuple(float(value) for value in spacing_mm)
-    if len(spacing) != ndim or min(spacing) <= 0:
+    if len(spacing) != ndim or not all(0 < value < inf for value in spacing):
         raise ValueError(f"spacing_mm is {spacing}; expected {ndim} positive numbers")
     return spacing
 

@@ -30,7 +30,7 @@ def data(tmp_path_factory):
 
 
 def test_runs_share_a_split_and_the_same_call_adds_what_is_missing(data, tmp_path):
-    few, told = SMALL | {"out": str(tmp_path / "out"), "recipes": ["supervised", "dual_uncertainty"]}, []
+    few, told = SMALL | {"out": str(tmp_path / "out"), "recipes": ["supervised", "dual_uncertainty"], "batch": 2}, []
     done = compare_methods(data, told.append, seeds=[0], presets=["dual_uncertainty=late"], **few)
     assert done.report == tmp_path / "out" / "report.html"
     assert done.report.is_file()
@@ -106,7 +106,7 @@ def test_the_split_seed_and_coefficients_reach_the_runs(data, tmp_path):
 
 
 def test_one_recipe_under_several_names(data, tmp_path):
-    few = SMALL | {"out": str(tmp_path / "out"), "seeds": [0]}
+    few = SMALL | {"out": str(tmp_path / "out"), "seeds": [0], "batch": 2}
     few |= {"recipes": ["supervised", "dual_uncertainty", "no_contrast=dual_uncertainty", "late=dual_uncertainty"]}
     few |= {"presets": ["late=late"], "coefficients": ["keep_fraction=0.4", "no_contrast.contrast_weight=0"]}
     told = []
