@@ -161,7 +161,8 @@ def _made_with(chosen: CompareOptions, dataset: Dataset, runs: Mapping[Path, Tra
         digest.update(Path(case.image).read_bytes())
     data = {"cases": len(sizes), "sha256 of sizes and the first image": digest.hexdigest()}
     methods = {}
-    for name, (run, *_) in ((name, list(runs.values())) for name, runs in by_method(runs).items()):
+    for name, own_runs in by_method(runs).items():
+        run = next(iter(own_runs.values()))
         told = [field for field in own if field != "recipe" or run.recipe != name]
         methods[f"options of {name}"] = {field: getattr(run, field) for field in told}
     found: Record = json.loads(json.dumps({"options": shared, "data": data, **methods}))

@@ -77,6 +77,9 @@ def affine_matrices(
 
     Returns:
         `(B, dims, dims + 1)`, the inverse map: voxel offset from the centre in the result -> offset in the source.
+
+    Raises:
+        ValueError: `spacing_mm` has another number of axes.
     """
     dims = shifts.shape[1]
     planes = [(0, 1)] if dims == 2 else [(0, 1), (0, 2), (1, 2)]

@@ -44,10 +44,10 @@ def check_together(runs: Sequence[ReportRun]) -> None:
 def _kind_of(run: ReportRun) -> dict[str, Any]:
     """What the scores of runs in one table share."""
     record = run.settings("protocol.json") if (Path(run.folder) / "protocol.json").is_file() else {}
-    names = ("protocol.family", "evaluation.convention")
+    names = ("protocol.family", "evaluation.convention", "evaluation.label_names")
     found: dict[str, Any] = {name: record[name] for name in names if name in record}
     found["distances in"] = sorted({score.unit for score in run.scores})
-    found["classes"] = record.get("evaluation.label_names") or sorted({score.label for score in run.scores})
+    found["classes"] = sorted({score.label for score in run.scores})
     return found
 
 
