@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """A budget of minutes as a number of steps, measured side by side before anything is trained."""
 
+import csv
 import statistics
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
+from scipy.ndimage import median_filter
 
 from ssmis._checks import check_range
 from ssmis.data import Case
@@ -21,38 +25,40 @@ def seconds_per_step(
     rows: Mapping[str, Make],
     config: FitConfig,
     *,
-    steps: int = 5,
-    warmup: int = 2,
+    steps: int = 12,
     rounds: int = 3,
     held_out: Sequence[Case] = (),
 ) -> dict[str, float]:
     """Measure how long a training step of each row takes, as `fit` does it: batches, guards and logs included.
 
-    Every round trains every row anew for `warmup` + `steps` steps, so that other work on the machine meets all rows
-    alike; the median of the rounds counts.
+    Every round gives every row a whole training of so many steps, so that each stage of a recipe has the share of time
+    that it has in a long one, and other work on the machine meets all rows alike. What happens once, at the first step
+    of a stage, is left out: a step counts as the median of five around it. The median of the rounds counts.
 
     Args:
         rows: name -> call that makes a fresh recipe and its batches.
         config: of the runs.
-        steps: that are timed in a round.
-        warmup: steps before them.
+        steps: of every training.
         rounds: of all rows.
         held_out: closed while this trains, as in `fit`.
     """
-    for name, value in (("steps", steps), ("warmup", warmup), ("rounds", rounds)):
+    for name, value in (("steps", steps), ("rounds", rounds)):
         check_range(value, 1, float("inf"), name=name)
-    short = replace(config, steps=warmup + steps, checkpoint_every=warmup + steps)
+    short = replace(config, steps=steps, checkpoint_every=steps)
     found: dict[str, list[float]] = {name: [] for name in rows}
     for _ in range(rounds):
         for name, make in rows.items():
             with tempfile.TemporaryDirectory() as folder:
                 recipe, batches = make()
                 fit(recipe, batches, short, out=folder, held_out=held_out, progress=False)
-                lines = (Path(folder) / "metrics.csv").read_text(encoding="utf-8").splitlines()
-            column = lines[0].split(",").index("seconds")
-            seconds = [float(line.split(",")[column]) for line in lines[1:]]
-            found[name].append((seconds[-1] - seconds[warmup - 1]) / steps)
+                log = (Path(folder) / "metrics.csv").read_text(encoding="utf-8").splitlines()
+            found[name].append(typical(np.diff([float(row["seconds"]) for row in csv.DictReader(log)], prepend=0.0)))
     return {name: statistics.median(own) for name, own in found.items()}
+
+
+def typical(seconds: np.ndarray) -> float:
+    """Mean time of steps, each taken as the median of the five around it."""
+    return float(median_filter(seconds, min(5, len(seconds)), mode="mirror").mean())
 
 
 def steps_for(minutes: float, seconds: float) -> int:

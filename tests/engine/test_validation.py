@@ -4,6 +4,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from recipes.small import small_nets
@@ -19,6 +20,7 @@ from ssmis.engine import (
     seconds_per_step,
     steps_for,
 )
+from ssmis.engine.budget import typical
 from ssmis.metrics import summarise
 from ssmis.recipes import Supervised
 
@@ -90,6 +92,36 @@ def test_it_needs_labelled_cases(split, tmp_path):
         BestOnValidation(SMALL, split.unlabelled, tmp_path)(1, recipe_of())
 
 
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        ([3.0] * 6, 3.0),
+        ([9.0, 1.0, 1.0, 1.0, 1.0, 1.0], 1.0),  # a first step that takes its time
+        ([5.0, 1.0, 1.0, 1.0, 16.0, 7.0, *[4.0] * 6], 3.0),  # and a stage that does: four steps of 1, eight of 4
+        ([2.0], 2.0),
+        ([6.0, 2.0, 2.0], 2.0),
+    ],
+)
+def test_what_happens_once_is_left_out(seconds, expected):
+    assert typical(np.array(seconds)) == pytest.approx(expected)
+
+
+def test_the_steps_that_are_timed_are_a_whole_training(split, tmp_path):
+    seen = []
+
+    class Watched(Supervised):
+        def forward(self, batch, progress):
+            seen.append(progress)
+            return super().forward(batch, progress)
+
+    def make():
+        recipe = Watched(small_nets(names=("vnet",), dims=3))
+        return recipe, SMALL.batches(SMALL.cache(split.labelled, tmp_path / "cache"), split.labelled)
+
+    seconds_per_step({"a": make}, FIT, steps=4, rounds=1)
+    assert seen == [0.0, 0.25, 0.5, 0.75]
+
+
 def test_steps_are_what_fits_into_the_minutes(split, tmp_path):
     assert steps_for(15, 1.0) == 900
     assert steps_for(15, 0.7) == 1285
@@ -103,7 +135,7 @@ def test_steps_are_what_fits_into_the_minutes(split, tmp_path):
         batches = SMALL.batches(SMALL.cache(split.labelled, tmp_path / "cache"), split.labelled)
         return made[-1], batches
 
-    found = seconds_per_step({"a": make, "b": make}, FIT, steps=2, warmup=1, rounds=2)
+    found = seconds_per_step({"a": make, "b": make}, FIT, steps=3, rounds=2)
     assert list(found) == ["a", "b"]
     assert all(0 < seconds < 60 for seconds in found.values())
     assert len(made) == 4
