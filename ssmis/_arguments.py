@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 
 from ssmis._optional import require
 
-POSITIONAL = {"data": None, "run": None, "runs": "+", "inputs": "+"}
+POSITIONAL = {"data": None, "protocol": None, "run": None, "runs": "+", "inputs": "+"}
 SHORT = {"out": "-o"}
 CONFIG_BYTES = 2**16  # of a file of options
 _TRUTHS = ("true", "false", "yes", "no", "on", "off", "1", "0")

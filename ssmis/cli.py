@@ -16,6 +16,7 @@ Segment medical images from a few labels and many unlabelled scans.
 
   ssmis demo                         make scans of a made-up organ and run all of it on them
   ssmis inspect DATA                 look a folder of scans through, name every problem by its file
+  ssmis verify DATA PROTOCOL         hold a public data set against its lists, digests and split
   ssmis train DATA                   train; writes a run folder
   ssmis evaluate RUN                 score the held-out cases
   ssmis predict RUN IN... -o OUT     segment files, each on its own grid
@@ -80,6 +81,21 @@ def _inspect(words: Sequence[str]) -> int:
     say(str(found))
     if found.ok:
         suggest("train", chosen.data)
+    return 0 if found.ok else 1
+
+
+def _verify(words: Sequence[str]) -> int:
+    from ssmis.data.verify import verify
+
+    chosen = parse("verify", o.VerifyOptions, words)
+    if wrong := [word for word in chosen.lists or [] if not all(word.partition("="))]:
+        raise ValueError(f"lists has {wrong[0]!r}; expected ROLE=FILE, such as val=dev_val.list")
+    roles = [word.partition("=")[0] for word in chosen.lists or []]
+    if twice := [role for role in roles if roles.count(role) > 1]:
+        raise ValueError(f"lists names {twice[0]!r} twice; expected one file a role")
+    lists = dict(word.split("=", 1) for word in chosen.lists) if chosen.lists else None
+    found = verify(chosen.data, chosen.protocol, lists=lists, near=chosen.near, progress=chosen.progress)
+    say(str(found))
     return 0 if found.ok else 1
 
 
@@ -239,6 +255,7 @@ _DECIDES = ("ensemble", "largest", "flips", "overlap", "memory_gb", "spacing_mm"
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "demo": _demo,
     "inspect": _inspect,
+    "verify": _verify,
     "train": _train,
     "evaluate": _evaluate,
     "predict": _predict,

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Options of the commands, and of the functions behind them: light, so that `--help` is quick."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 T = TypeVar("T")
 
@@ -21,6 +20,25 @@ class InspectOptions:
 
     data: str
     limit: int = 10
+    progress: bool = True
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """Look a public data set through: files, lists, values, labels, copies across the split.
+
+    Attributes:
+        data: folder of the data set.
+        protocol: its name or its family, such as la/cpu or acdc.
+        lists: ROLE=FILE (train, labelled, unlabelled, val, test), instead of the public lists.
+        near: correlation from which on two images are near duplicates; default: the family's.
+        progress: show a bar.
+    """
+
+    data: str
+    protocol: str
+    lists: list[str] | None = None
+    near: float | None = None
     progress: bool = True
 
 
@@ -275,36 +293,3 @@ def gathered(
     if options:
         raise TypeError(f"{', '.join(options)} given beside {kind.__name__}; expected all options in that object")
     return first
-
-
-def checked(kind: type[T], values: object) -> T:
-    """Build options from what a JSON file holds.
-
-    Raises:
-        ValueError: it is no object, or an entry is missing, unknown, or of another type.
-    """
-    if not isinstance(values, dict):
-        raise ValueError(f"it holds a {type(values).__name__}; expected an object")
-    hints = get_type_hints(kind)
-    for name, value in values.items():
-        if name not in hints:
-            raise ValueError(f"there is no option {name!r}")
-        if not fits(value, hints[name]):
-            raise ValueError(f"{name} is {str(value)[:200]!r}; expected {hints[name]}")
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise ValueError(str(error)) from error
-
-
-def fits(value: object, hint: Any) -> bool:
-    """Whether a value that JSON can hold is one of a type: no bool is a number, and 1 is a float too."""
-    if hint is Any:
-        return True
-    if isinstance(hint, UnionType) or get_origin(hint) is Union:
-        return any(fits(value, one) for one in get_args(hint))
-    if get_origin(hint) is Literal:
-        return value in get_args(hint)
-    if get_origin(hint) in (list, Sequence):
-        return isinstance(value, list) and all(fits(item, get_args(hint)[0]) for item in value)
-    return type(value) is hint or (hint is float and type(value) is int) or (value is None and hint is type(None))

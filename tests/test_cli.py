@@ -17,15 +17,16 @@ from engine.own_runs import small_plan, write_run
 
 from ssmis import cli, options
 from ssmis._arguments import parse
+from ssmis.data import write_phantoms
 from ssmis.engine.demo import write_demo
 
 nib = pytest.importorskip("nibabel")
 pytest.importorskip("jsonargparse")
 ROOT = Path(__file__).parents[1]
 KINDS = {
-    "inspect": options.InspectOptions, "train": options.TrainOptions, "evaluate": options.EvaluateOptions,
-    "predict": options.PredictOptions, "report": options.ReportOptions, "export": options.ExportOptions,
-    "demo": options.DemoOptions,
+    "inspect": options.InspectOptions, "verify": options.VerifyOptions, "train": options.TrainOptions,
+    "evaluate": options.EvaluateOptions, "predict": options.PredictOptions, "report": options.ReportOptions,
+    "export": options.ExportOptions, "demo": options.DemoOptions,
 }  # fmt: skip
 
 
@@ -131,6 +132,37 @@ def test_inspect_ends_with_one_where_training_would_break(tmp_path, capsys):
     nifti(bad / "labels" / "case0.nii.gz", scan(0)[1][:-1])
     assert cli.main(["inspect", str(bad), "--progress", "false"]) == 1
     assert "geometry: labels/case0.nii.gz: the label has shape (11, 12, 8)" in capsys.readouterr().out
+
+
+def test_verify_holds_a_public_data_set_against_its_lists(tmp_path, capsys):
+    root = write_phantoms(tmp_path / "data", labelled=2, unlabelled=3, test=1, size=(16, 16, 16))
+    last = (root / "train.list").read_text(encoding="utf-8").split()[-1]
+    (root / "val.list").write_text(f"{last}\n", encoding="utf-8")
+    command = ["verify", str(root), "phantom", "--progress", "false"]
+    assert cli.main(command) == 0
+    assert f"phantom in {root}: 5 train, 1 test; problems: 0, notes: 0" in capsys.readouterr().out
+    lists = ["--lists", "train=train.list", "val=val.list"]
+    assert cli.main([*command, *lists, "--near", "1"]) == 0
+    assert "4 train, 1 val" in capsys.readouterr().out
+    next(root.rglob(f"{last}/*.h5")).unlink()
+    assert cli.main([*command, *lists]) == 1
+    assert f"problem, missing: {last}: there is no file" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["DATA"], "verify needs PROTOCOL; see ssmis verify --help"),
+        (
+            ["DATA", "la", "--lists", "train=a.list", "val="],
+            "lists has 'val='; expected ROLE=FILE, such as val=",
+        ),
+        (["DATA", "la", "--lists", "val=a.list", "val=b.list"], "lists names 'val' twice"),
+    ],
+)
+def test_verify_says_what_it_needs(words, told, capsys):
+    assert cli.main(["verify", *words]) == 1
+    assert capsys.readouterr().err.startswith(f"ssmis: {told}")
 
 
 def test_ctrl_c_ends_with_130_and_the_command_that_continues(tmp_path, capsys, monkeypatch):

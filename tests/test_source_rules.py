@@ -33,6 +33,7 @@ ALLOWED = {
 SHARED = {
     "registry",
     "options",
+    "_checked",
     "_checks",
     "_classes",
     "_optional",

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ssmis._checked import checked
 from ssmis._checks import check_choice
 from ssmis._optional import require
 from ssmis.data import (
@@ -39,7 +40,7 @@ from ssmis.engine.protocol import Protocol
 from ssmis.engine.runtime import pick_device, pick_precision
 from ssmis.engine.trained import DROPOUT, build_recipe, norm_of, preset_of, spelled
 from ssmis.nets.blocks import NORMS
-from ssmis.options import TrainOptions, checked, gathered
+from ssmis.options import TrainOptions, gathered
 from ssmis.recipes import Recipe
 
 UPRIGHT = replace(Augment.strong(), flip_axes=(), rot90=False, affine_probability=0.5)

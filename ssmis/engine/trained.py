@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 from torch import nn
 
+from ssmis._checked import checked, fits
 from ssmis.data import DataError, Plan
 from ssmis.data.texts import read_json
 from ssmis.engine.checkpoint import load_checkpoint
 from ssmis.engine.runtime import pick_device, pick_precision
 from ssmis.nets import EMA
-from ssmis.options import TrainOptions, checked, fits
+from ssmis.options import TrainOptions
 from ssmis.recipes import Recipe, dual_nets
 from ssmis.registry import NETS, RECIPES
 
