@@ -175,8 +175,11 @@ class _Plan:
             steps |= dict.fromkeys(new, self.protocol.fit.steps)
         elif new:
             self.tell(f"measuring the speed of {', '.join(new)}")
-            makes = {name: partial(self.make, name, 0) for name in new}
+            known = next((name for name in seconds if name in self.rows), None)  # later rows get the time it takes now
+            makes = {name: partial(self.make, name, 0) for name in (*([known] if known else []), *new)}
             measured = seconds_per_step(makes, self.protocol.fit, held_out=self.closed)
+            slower = measured.pop(known) / seconds[known] if known else 1.0
+            measured = {name: own / slower for name, own in measured.items()}
             seconds |= measured
             steps |= {name: steps_for(self.minutes, own) for name, own in measured.items()}
         fixed["seeds"] = list(dict.fromkeys([*old.get("seeds", []), *seeds]))
