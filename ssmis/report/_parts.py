@@ -20,7 +20,7 @@ def section(title: str, *parts: str) -> Markup:
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, class_: str) -> Markup:
-    """A table whose cells know their column, for screens on which each row is a card."""
+    """A table that scrolls within its section; its cells know their column, for screens on which a row is a card."""
     top = element("thead", element("tr", *(element("th", head, scope="col") for head in heads)))
     lines = [
         element(
@@ -30,7 +30,7 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, class_: str) -
         )
         for row in rows
     ]
-    return element("table", top, element("tbody", *lines), class_=class_)
+    return element("div", element("table", top, element("tbody", *lines), class_=class_), class_="wide")
 
 
 def figure(title: str, about: str, series: Sequence[Series], *, top: float | None = None, log: bool = False) -> Markup:

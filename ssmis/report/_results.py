@@ -155,5 +155,5 @@ def _all_scores(scored: Sequence[tuple[int, ReportRun]], metric: str) -> Markup:
     cases = list(dict.fromkeys(case for column in columns for case in column))
     rows = [[case, *(column.get(case, "n/a") for column in columns)] for case in cases]
     heads = [f"case, {metric_name(metric)}{' %' if metric in SHARES else ''}", *(run.name for _, run in scored)]
-    scores = table(heads, rows, class_="cards numbers")
+    scores = table(heads, rows, class_="cards numbers runs")
     return element("details", element("summary", f"{metric_name(metric)} of every case"), scores)

@@ -142,7 +142,7 @@ def _settings(runs: Sequence[ReportRun], file: str, title: str) -> Markup:
     parts = []
     if differ := [key for key in keys if key not in shared]:
         rows = [[key, *(_setting(own[key]) if key in own else "-" for own in found)] for key in differ]
-        settings = table(["setting", *(run.name for run in runs)], rows, class_="cards settings")
+        settings = table(["setting", *(run.name for run in runs)], rows, class_="cards settings runs")
         told = f"{len(differ)} {'setting differs' if len(differ) == 1 else 'settings differ'} between the runs"
         parts.append(element("details", element("summary", told), settings, open=""))
     told = f"{len(shared)} settings" + (" are the same in all runs" if len(runs) > 1 else "")

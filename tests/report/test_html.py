@@ -353,11 +353,11 @@ def chromium():
     return found
 
 
-def visit(chromium, path, profile):
+def visit(chromium, path, profile, *more):
     """The page after loading, and what the browser said on its console."""
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
     flags += ["--disable-background-networking", "--disable-component-update", "--enable-logging=stderr"]
-    flags += [f"--user-data-dir={profile}"]
+    flags += [f"--user-data-dir={profile}", *more]
     done = subprocess.run(
         [chromium, *flags, "--dump-dom", path.as_uri()], capture_output=True, text=True, timeout=200, check=False
     )
@@ -373,6 +373,29 @@ def test_a_browser_opens_it_without_complaint(tmp_path, two, chromium):
     evil = '<img src="https://example.org/a.png">'
     bad.write_text((tmp_path / "report.html").read_text().replace("<main>", f"<main>{evil}"))
     assert any("Content Security Policy" in line for line in visit(chromium, bad, tmp_path / "profile")[1])
+
+
+@pytest.mark.parametrize("scheme", ["dark", "light"])
+@pytest.mark.parametrize("width", [390, 800, 1280])  # a phone, as cards; a tablet; a desk
+def test_no_page_is_wider_than_its_window(tmp_path, two, chromium, width, scheme):
+    runs, view = two
+    for run in runs:  # names such as data have, and all that can be opened is open
+        (run.folder / "cases.csv").write_text((run.folder / "cases.csv").read_text().replace("\na,", f"\n{'a' * 60},"))
+    many = [replace(runs[index % 2], name=f"{'method' * (1 + index % 2)}_seed{index}") for index in range(12)]
+    view = replace(view, predictions={many[0].name: view.predictions["row0"]}, uncertainty=None)
+    written(tmp_path, many, title="title" * 30, views=[view])
+    page = (tmp_path / "report.html").read_text().replace("<details>", '<details open="">')
+    (tmp_path / "report.html").write_text(page)
+    frame = f'<iframe src="report.html" style="width:{width}px;height:900px;border:0"></iframe>'
+    told = "const page = document.querySelector('iframe').contentDocument;"
+    told += "document.title = [page.documentElement.scrollWidth, getComputedStyle(page.body).color]"
+    (tmp_path / "frame.html").write_text(f"<body>{frame}<script>onload = () => {{ {told} }}</script>")
+    flags = ["--allow-file-access-from-files", "--hide-scrollbars", "--window-size=1400,1000"]
+    flags += [f"--blink-settings=preferredColorScheme={['dark', 'light'].index(scheme)}"]
+    seen, console = visit(chromium, tmp_path / "frame.html", tmp_path / "profile", *flags)
+    assert not console
+    colour = {"dark": "rgb(230, 233, 237)", "light": "rgb(28, 33, 39)"}[scheme]
+    assert f"<title>{width},{colour}</title>" in seen
 
 
 def test_bins_come_from_the_folder_where_none_are_given(tmp_path, two):
