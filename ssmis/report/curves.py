@@ -133,7 +133,8 @@ def reliability_chart(bins: Reliability, *, colour: int, label: str) -> Markup:
         box = {"x": _n(left), "width": _n(width)}
         parts.append(element("rect", class_=f"bar c{colour}", y=_n(came_true), height=_n(BOTTOM - came_true), **box))
         gap = {"y": _n(min(came_true, sure)), "height": _n(abs(came_true - sure))}
-        parts.append(element("rect", element("title", words), class_=f"gap c{colour}", **gap, **box))
+        style = "gap over" if came_true < sure else "gap"  # over the bar, where more came true than was forecast
+        parts.append(element("rect", element("title", words), class_=f"{style} c{colour}", **gap, **box))
         if width > 16:
             parts.append(element("text", f"{share:.0f}", class_="share", x=_n(left + width / 2), y=BOTTOM - 4))
     parts.append(element("path", class_="diagonal", d=f"M{_n(x(first))} {_n(y(first))}L{RIGHT} {TOP}"))

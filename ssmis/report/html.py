@@ -100,7 +100,7 @@ def _cases(runs: Sequence[ReportRun], views: Sequence[CaseView], metric: str) ->
     if any(view.uncertainty for view in views):
         stops = ", ".join(f"rgb{colour} {100 * place:g}%" for place, colour in RAMP)
         ramp = element("i", class_="ramp", style=f"background:linear-gradient(90deg, {stops})")
-        key.append(element("span", "uncertainty 0", ramp, "1"))
+        key.append(element("span", "uncertainty: 0, sure", ramp, "1, undecided"))
     parts = [element("p", *key, class_="keys")]
     for index, view in enumerate(views):
         shared, strips, where = case_strips(view, f"case{index}", colours)
@@ -129,8 +129,9 @@ def _calibration(runs: Sequence[ReportRun]) -> Markup:
             figures.append(element("figure", element("figcaption", *caption), drawing))
     if not figures:
         return Markup()
-    about = "Bars: share of the voxels that were right, by confidence; pale: the gap to the mean confidence. "
-    about += "Numbers: per cent of the voxels. On the diagonal the prediction is calibrated."
+    about = "Upwards, the share of the voxels that were right; across, the confidence. Bars end at that share; pale: "
+    about += "the gap to the mean confidence, above the bar where the prediction is too sure, within it where it is "
+    about += "not sure enough. On the diagonal it is calibrated. Numbers: per cent of the voxels."
     return section("Calibration", element("p", about, class_="muted"), element("div", *figures, class_="grid"))
 
 

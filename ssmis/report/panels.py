@@ -62,8 +62,8 @@ def case_strips(view: CaseView, key: str, colours: Mapping[str, int]) -> tuple[M
             seen = [_picture(png_uri(cut.cut(levels), palette()), cut, grey) for cut in cuts]
             parts.append(_strip(cuts, grey, seen, lines, f"{view.case}, {name}: uncertainty"))
         strips[name] = Markup("".join(parts))
-    where = ", ".join(f"axis {cut.axis} at {cut.index}" for cut in cuts if cut.axis is not None)
-    return shared, strips, where
+    where = ", ".join(f"{cut.index} of axis {cut.axis}" for cut in cuts if cut.axis is not None)
+    return shared, strips, f"slices {where}" if where else ""
 
 
 def outline(labels: Array) -> str:

@@ -100,6 +100,7 @@ def test_bars_of_a_reliability_diagram_end_at_the_frequency():
     tops = [float(bar.get("y")) for bar in bars]
     assert tops == [pytest.approx(BOTTOM + f * (TOP - BOTTOM), abs=0.06) for f in (0.5, 1.0)]
     assert [float(gap.get("height")) for gap in gaps] == [pytest.approx(0.1 * (BOTTOM - TOP), abs=0.06)] * 2
+    assert ["over" in gap.get("class") for gap in gaps] == [False, True]  # right more often than sure
     assert [text.text for text in drawn(svg, "share")] == ["75", "25"]
     nothing = Reliability(np.zeros(4, int), np.full(4, nan), np.full(4, nan))
     assert not drawn(reliability_chart(nothing, colour=0, label=""), "bar")
@@ -145,7 +146,7 @@ def test_panels_have_the_shape_of_the_anatomy():
     shapes = [[float(n) for n in box.split()[2:]] for box in re.findall(r'viewBox="([^"]*)"', strips["a"])]
     assert shapes == [[10, 16], [10, 60], [16, 60]]
     assert re.findall(r'id="([^"]*)"', shared) == ["k-0", "k-1", "k-2"]
-    assert where == "axis 0 at 6, axis 1 at 8, axis 2 at 4"
+    assert where == "slices 6 of axis 0, 8 of axis 1, 4 of axis 2"
     flat = CaseView("c", view.image[6], {"a": labels[6]})
     assert len(re.findall("viewBox", case_strips(flat, "k", {"a": 0})[1]["a"])) == 1
 
