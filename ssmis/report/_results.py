@@ -43,14 +43,17 @@ def results_section(runs: Sequence[ReportRun], metrics: Sequence[str]) -> Markup
         heads, rows = ["run", *heads[-2:]], [[row[0], *row[-2:]] for row in rows]
     scored = [(index, run) for index, run in coloured(runs) if run.scores]
     parts: list[str] = [_methods(scored, metrics), table(heads, rows, class_="cards numbers")]
+    several = len({score.case for run in runs for score in run.scores}) > 1
     if scored:
-        note = "Mean ± standard deviation over cases; below it the bootstrap 95 % interval of the mean. A missed case "
-        note += "counts with Dice 0 and the image diagonal as distance."
+        note = "Mean ± standard deviation over cases; below it the bootstrap 95 % interval of the mean. " * several
+        note += "A missed case counts with Dice 0 and the image diagonal as distance."
         parts += [element("p", note, class_="muted"), _differences(scored, metrics[0]), _largest(scored, metrics)]
+    if several:  # one case is all there is in the table
         drawn = list(dict.fromkeys([metrics[0], *(metric for metric in metrics if metric not in SHARES)]))[:3]
         about = f"Cases from the worst to the best of {scored[0][1].name}, for each metric anew."
         parts.append(element("p", about, class_="muted"))
         parts.append(element("div", *(_by_case(runs, scored, metric) for metric in drawn), class_="grid"))
+    if scored:
         parts.append(_all_scores(scored, metrics[0]))
     return section("Results", *parts)
 

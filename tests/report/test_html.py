@@ -306,6 +306,15 @@ def test_cases_are_picked_by_their_score(two):
         pick_cases([])
 
 
+def test_one_case_has_no_spread_and_no_ranks(tmp_path):
+    (one, _), (more, _) = write_run(tmp_path, cases=("a",)), write_run(tmp_path, seed=1)
+    page = written(tmp_path, [one])
+    assert "standard deviation over cases" not in page.text
+    assert "from the worst to the best" not in page.text
+    assert [row[0] for row in page.tables[1]] == ["case, Dice %", "a"]
+    assert "from the worst to the best" in written(tmp_path, [more]).text
+
+
 def test_more_runs_than_colours_share_one_a_method(tmp_path, two):
     (first, second), _ = two
     names = [f"{method}_seed{seed}" for method in ("base", "new", "other") for seed in range(3)]
