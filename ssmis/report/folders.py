@@ -12,6 +12,7 @@ from ssmis.data.scans import case_scan, read_labels
 from ssmis.data.texts import read_json
 from ssmis.options import ReportOptions, gathered
 from ssmis.report._methods import check_together, differences, methods_of, over_seeds, unit_of
+from ssmis.report._parts import number
 from ssmis.report.html import write_report
 from ssmis.report.runs import CaseView, ReportRun, pick_cases
 from ssmis.report.tables import format_table
@@ -69,7 +70,7 @@ def seeds_table(runs: Sequence[ReportRun]) -> str:
         for metric, factor in (("dice", 100), ("hd95", 1)):
             mean, sd = over_seeds(own, metric)
             cells += [f"{factor * mean:.2f}", f"{factor * sd:.2f}" if len(own) > 1 else "-"]
-        rows.append([*cells, f"{np.mean([run.training_minutes for run in own]):.1f}"])
+        rows.append([*cells, number(float(np.mean([run.training_minutes for run in own])), 1)])
     return format_table(["method", "seeds", "Dice %", "sd", f"HD95 {unit_of(runs)}", "sd", "minutes"], rows)
 
 

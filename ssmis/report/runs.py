@@ -27,8 +27,8 @@ class ReportRun:
     Attributes:
         name: row of the tables, and what `CaseView` calls its prediction.
         folder: run folder as `fit` wrote it, and `cases.csv` beside; without one the run has curves but no scores.
-        minutes: of training; None takes the last `seconds` of `metrics.csv`.
-        peak_memory_mb: of training; None takes the last `peak_mb` of `metrics.csv`.
+        minutes: of training; None takes the last `seconds` of `metrics.csv`, or what a study's `result.json` has.
+        peak_memory_mb: of training; None takes the last `peak_mb` of `metrics.csv`, or that of `result.json`.
         reliability: bins over all cases (`pool_reliability`), for the reliability diagram; None takes those of
             `reliability.csv`.
     """
@@ -75,17 +75,17 @@ class ReportRun:
 
     @property
     def training_minutes(self) -> float:
-        """As given, else by the log; nan without steps."""
-        return self.minutes if self.minutes is not None else self._last("seconds") / 60
+        """As given, else by the log, else as kept; nan without any."""
+        return self.minutes if self.minutes is not None else self._last("seconds", "minutes", 60)
 
     @property
     def training_peak_mb(self) -> float:
-        """As given, else by the log; nan without steps."""
-        return self.peak_memory_mb if self.peak_memory_mb is not None else self._last("peak_mb")
+        """As given, else by the log, else as kept; nan without any."""
+        return self.peak_memory_mb if self.peak_memory_mb is not None else self._last("peak_mb", "peak_memory_mb")
 
-    def _last(self, column: str) -> float:
+    def _last(self, column: str, kept: str, parts: float = 1) -> float:
         values = self.metrics.get(column, np.array([]))
-        return float(values[-1]) if len(values) else nan
+        return float(values[-1]) / parts if len(values) else float(read_result(self.folder).get(kept, nan))
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +109,20 @@ class CaseView:
     uncertainty: Mapping[str, ArrayLike] | None = None
     spacing_mm: Sequence[float] | None = None
     note: str = ""
+
+
+def read_result(folder: Path | str) -> dict[str, Any]:
+    """What `result.json` of a study's run holds: minutes, peak memory, best step; empty without such a file.
+
+    Raises:
+        ValueError: minutes or peak memory is no number.
+    """
+    path = Path(folder) / "result.json"
+    found: dict[str, Any] = read_json(path) if path.is_file() else {}
+    for name in ("minutes", "peak_memory_mb") if found else ():
+        if type(found.get(name)) not in (int, float):
+            raise ValueError(f"{path}: {name} is {str(found.get(name))[:200]!r}; expected a number")
+    return found
 
 
 def pick_cases(scores: Sequence[CaseScore], *, metric: str = "dice") -> dict[str, str]:

@@ -15,7 +15,7 @@ from ssmis.data.texts import read_json
 from ssmis.data.whole import replacing
 from ssmis.metrics import CaseScore, SeedSummary, compare_seeds, summarise_seeds
 from ssmis.report.compare import Run, check_comparable, read_run
-from ssmis.report.runs import read_log
+from ssmis.report.runs import read_log, read_result
 from ssmis.report.tables import format_table
 
 Scores = Sequence[CaseScore]
@@ -40,12 +40,7 @@ class Cell:
     @cached_property
     def result(self) -> Mapping[str, Any]:
         """What `result.json` holds: minutes, peak memory, best step; empty while the cell is not finished."""
-        path = self.folder / "result.json"
-        found: dict[str, Any] = read_json(path) if path.is_file() else {}
-        for name in ("minutes", "peak_memory_mb") if found else ():
-            if type(found.get(name)) not in (int, float):
-                raise ValueError(f"{path}: {name} is {str(found.get(name))[:200]!r}; expected a number")
-        return found
+        return read_result(self.folder)
 
     @cached_property
     def runs(self) -> Mapping[str, Run]:

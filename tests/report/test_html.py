@@ -429,6 +429,13 @@ def test_scores_that_were_kept_without_logs_have_a_page_without_curves(tmp_path,
     assert "Dice %" in page.tables[0][0]
     assert "Losses" not in page.text
     assert "training is at step" not in page.text
+    kept = ReportRun(run.name, run.folder)
+    assert seeds_table([kept]).splitlines()[-1].split()[-2] == "n/a"
+    (run.folder / "result.json").write_text('{"minutes": 7.25, "peak_memory_mb": 64}')
+    assert (kept.training_minutes, kept.training_peak_mb) == (7.25, 64)
+    (run.folder / "result.json").write_text('{"minutes": "x", "peak_memory_mb": 64}')
+    with pytest.raises(ValueError, match=r"result\.json: minutes is 'x'; expected a number"):
+        _ = kept.training_minutes
     (run.folder / "cases.csv").unlink()
     with pytest.raises(ValueError, match=r"metrics\.csv: there is no such file"):
         written(tmp_path, [ReportRun(run.name, run.folder)])
