@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command `ssmis`: parses, calls the function that a script would call, and prints the next useful command."""
 
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -31,7 +32,10 @@ Each command is one Python function with the same options, such as ssmis.train(D
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0, 1 for what is wrong with data or options, 130 after Ctrl-C."""
+    """Run a command and return the exit status.
+
+    It is 0, 1 for what is wrong with data or options, 130 after Ctrl-C, and 141 where nobody reads the output any more.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help", "help"):
         say(USAGE)
@@ -48,10 +52,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return command(words[1:])
     except KeyboardInterrupt:
         return fail("interrupted", status=130)
+    except BrokenPipeError:  # whoever read what is printed has had enough; nothing is left to be flushed at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except MemoryError as error:
         return fail(f"there is not enough memory: {str(error) or 'smaller patches, widths and batches need less'}")
     except (ValueError, OSError, RuntimeError, ImportError, FloatingPointError) as error:
-        if isinstance(error, BrokenPipeError) or not str(error):
+        if not str(error):
             raise
         return fail(str(error))
 

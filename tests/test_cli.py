@@ -100,6 +100,15 @@ def test_what_was_not_begun_is_not_to_be_continued(tmp_path, capsys, monkeypatch
     assert capsys.readouterr().err == "ssmis: interrupted\n"
 
 
+def test_output_that_nobody_reads_any_more_is_no_error():
+    code = "import sys; from ssmis.cli import main; sys.exit(main(['list']))"
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+        run.stdout.close()
+        told = run.stderr.read().decode()
+    assert (run.returncode, told) == (141, "")
+
+
 def test_too_little_memory_is_one_line(capsys, monkeypatch):
     def greedy(words):
         raise MemoryError

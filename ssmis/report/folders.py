@@ -30,7 +30,8 @@ def report_runs(
     case of the last run are shown, with the predictions of every run and their uncertainty.
 
     Args:
-        runs: scored run folders, the baseline first, or folders of them; one or several; or all options.
+        runs: scored run folders, the baseline first, or folders of them, whose supervised runs come first; one or
+            several; or all options.
         tell: called with the lines of the table.
         options: of `ReportOptions`.
 
@@ -50,11 +51,9 @@ def report_runs(
         for folder in folders
     ]
     check_together(named)
-    for line in seeds_table(named).splitlines():
-        tell(line)
-    for line in compared(named).splitlines():
-        tell(line)
     write_report(chosen.out, named, title=chosen.title, subtitle=_subtitle(named), views=_views(named))
+    for line in (*seeds_table(named).splitlines(), *compared(named).splitlines()):
+        tell(line)
     return Path(chosen.out)
 
 
@@ -82,7 +81,7 @@ def compared(runs: Sequence[ReportRun]) -> str:
 def _folders(runs: Sequence[str]) -> list[Path]:
     folders: list[Path] = []
     for run in map(Path, runs):
-        inside = [run] if (run / "protocol.json").is_file() else sorted(p.parent for p in run.glob("*/protocol.json"))
+        inside = [run] if (run / "protocol.json").is_file() else _inside(run)
         if not inside:
             raise DataError(f"{run}: there is no run folder; expected protocol.json in it")
         folders += inside
@@ -92,6 +91,14 @@ def _folders(runs: Sequence[str]) -> list[Path]:
     if not folders:
         raise DataError("there is no run to report on")
     return folders
+
+
+def _inside(folder: Path) -> list[Path]:
+    """The run folders in a folder by name, those of supervised training first: they are the baseline."""
+    found = sorted(path.parent for path in folder.glob("*/protocol.json"))
+    methods = [read_json(run / "protocol.json").get("method") for run in found]
+    first = [isinstance(method, dict) and method.get("class") == "Supervised" for method in methods]
+    return [run for wanted in (True, False) for run, own in zip(found, first) if own is wanted]
 
 
 def _subtitle(runs: Sequence[ReportRun]) -> str:

@@ -269,6 +269,17 @@ def test_scores_that_do_not_compare_are_refused(tmp_path, two, change, told):
     assert not (tmp_path / "report.html").exists()
 
 
+def test_supervised_runs_of_a_folder_come_first(tmp_path, two):
+    (first, second), _ = two
+    recorded(first, method={"class": "DualUncertainty"})
+    recorded(second, method={"class": "Supervised"})
+    told = []
+    report_runs(tmp_path, told.append, out=str(tmp_path / "report.html"))
+    assert told[-1].startswith("run0 minus run1: Dice ")
+    report_runs([first.folder, second.folder], told.append, out=str(tmp_path / "report.html"))  # as they were named
+    assert told[-1].startswith("run1 minus run0: Dice ")
+
+
 def test_distances_in_voxels_are_called_so_and_have_the_published_mean(tmp_path, two):
     runs = [rescored(run, unit="voxel") for run in two[0]]
     heads = written(tmp_path, runs).tables[0][0]
