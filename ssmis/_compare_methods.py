@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ssmis.engine.trained import spelled
 from ssmis.options import CompareOptions, TrainOptions
 from ssmis.registry import RECIPES
 from ssmis.report.html import MOST_METHODS
@@ -48,14 +49,21 @@ def methods_of(chosen: CompareOptions) -> dict[str, Method]:
         if name not in recipes or not preset or name in presets:
             raise ValueError(f"presets has {word!r}; expected METHOD=PRESET, once for each of {known}")
         presets[name] = preset
-    own: dict[str, list[str]] = {name: [] for name in recipes}
+    own: dict[str, dict[str, str]] = {name: {} for name in recipes}
+    shared: dict[str, str] = {}
     for word in chosen.coefficients or ():
-        of, dot, _ = word.partition("=")[0].rpartition(".")
+        coefficient = word.partition("=")[0]
+        of, dot, name = coefficient.rpartition(".")
         if dot and of not in recipes:
             raise ValueError(f"coefficients has {word!r}; expected METHOD.NAME=VALUE of one of {known}")
-        for name in [of] if dot else [name for name, recipe in recipes.items() if recipe != "supervised"]:
-            own[name].append(word.removeprefix(f"{name}."))
-    return {name: Method(recipe, presets.get(name), own[name] or None) for name, recipe in recipes.items()}
+        if name in (there := own[of] if dot else shared):
+            raise ValueError(f"coefficients has {coefficient} twice; expected it once")
+        there[name] = word.removeprefix(f"{of}.")
+    methods = {}
+    for name, recipe in recipes.items():
+        words = list(((shared if recipe != "supervised" else {}) | own[name]).values())
+        methods[name] = Method(recipe, presets.get(name), spelled(words or None))
+    return methods
 
 
 def by_method(runs: Mapping[Path, TrainOptions]) -> dict[str, dict[Path, TrainOptions]]:

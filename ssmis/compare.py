@@ -3,6 +3,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import signal
 import sys
@@ -20,12 +21,14 @@ from ssmis.data.texts import read_json
 from ssmis.engine.beside import run_beside
 from ssmis.engine.lock import locked
 from ssmis.engine.scoring import evaluate_run
-from ssmis.engine.train import FREE_OPTIONS, plan_from, resolved, train
+from ssmis.engine.train import FREE_OPTIONS, changed_options, plan_from, resolved, train
 from ssmis.engine.trained import build_recipe
 from ssmis.options import CompareOptions, TrainOptions, gathered
 from ssmis.report import report_runs
 
 __all__ = ["Comparison", "compare_methods"]
+
+_PART = 2**16  # bytes
 
 
 @dataclass(frozen=True)
@@ -155,11 +158,12 @@ def _made_with(chosen: CompareOptions, dataset: Dataset, runs: Mapping[Path, Tra
         name: value for name, value in one.items() if name not in (*own, "seed", "labelled", "test", *FREE_OPTIONS)
     }
     shared |= {name: getattr(chosen, name) for name in ("labelled", "test", "split_seed")}
-    sizes = {case.id: [path.stat().st_size for path in (case.image, case.label) if path] for case in dataset.cases}
-    digest = hashlib.sha256(json.dumps(sorted(sizes.items())).encode())
-    for case in dataset.labelled[:1]:
-        digest.update(Path(case.image).read_bytes())
-    data = {"cases": len(sizes), "sha256 of sizes and the first image": digest.hexdigest()}
+    digest = hashlib.sha256()
+    for case in sorted(dataset.cases, key=lambda case: case.id):
+        digest.update(case.id.encode())
+        for path in filter(None, (case.label, case.image, *case.channels)):
+            digest.update(_mark(path, whole=path == case.label))
+    data = {"cases": len(dataset.cases), "sha256 of labels and parts of images": digest.hexdigest()}
     methods = {}
     for name, own_runs in by_method(runs).items():
         run = next(iter(own_runs.values()))
@@ -167,6 +171,19 @@ def _made_with(chosen: CompareOptions, dataset: Dataset, runs: Mapping[Path, Tra
         methods[f"options of {name}"] = {field: getattr(run, field) for field in told}
     found: Record = json.loads(json.dumps({"options": shared, "data": data, **methods}))
     return found
+
+
+def _mark(path: Path, *, whole: bool) -> bytes:
+    """Digest of a file, or of its length and three parts of it: a large data set is looked at in seconds."""
+    with open(path, "rb") as file:
+        if whole:
+            return hashlib.file_digest(file, "sha256").digest()
+        size = file.seek(0, os.SEEK_END)
+        parts = hashlib.sha256(str(size).encode())
+        for place in (0, (size - _PART) // 2, size - _PART):
+            file.seek(max(0, place))
+            parts.update(file.read(_PART))
+        return parts.digest()
 
 
 def _try_out(dataset: Dataset, split: Split, runs: Mapping[Path, TrainOptions]) -> None:
@@ -191,10 +208,15 @@ def _train_and_score(runs: Mapping[Path, TrainOptions], tell: Callable[[str], ob
     """Train and score what is not finished, some at the same time.
 
     Raises:
+        ValueError: a folder holds a run of other options.
         RuntimeError: runs failed; each told why.
         KeyboardInterrupt: interrupted; checkpoints are written.
         SystemExit: SIGTERM, likewise.
     """
+    for folder, run in runs.items():  # a name may have been that of another row, such as one of equal time
+        stored = folder / "options.json"
+        if stored.is_file() and (changed := changed_options(run, stored)):
+            raise ValueError(f"{folder} was begun with other options: {changed}; choose another name, or another --out")
     todo = {folder: run for folder, run in runs.items() if not _scored(folder)}
     errors: dict[Path, str] = {}
     if beside > 1 and todo:  # a single one, too: with one thread, as those whose minutes it is compared with

@@ -26,7 +26,7 @@ ALLOWED = {
     "report": {"data", "metrics"},
     "_study_rows": {"data", "recipes", "engine"},
     "study": {"data", "recipes", "engine", "report", "_study_rows"},
-    "_compare_methods": {"report"},
+    "_compare_methods": {"engine", "report"},
     "_compare_record": {"data", "engine", "report", "_compare_methods"},
     "compare": {"data", "engine", "report", "_compare_methods", "_compare_record"},
 }

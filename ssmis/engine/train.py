@@ -133,6 +133,21 @@ def _prepared(
 
 def _check_options(chosen: TrainOptions, stored: Path) -> None:
     """A resumed run takes plan and split from its folder: options that decide them must be those it began with."""
+    if told := changed_options(chosen, stored):
+        again = f"ssmis train --config {stored.with_name('config.yaml')} --resume"
+        raise ValueError(f"{stored.parent} was begun with other options: {told}; continue with {again}")
+
+
+def changed_options(chosen: TrainOptions, stored: Path) -> str:
+    """What options decide a training and are not those it was begun with: "steps was 4 and is 8"; empty if none.
+
+    Args:
+        chosen: options, `resolved`.
+        stored: `options.json` of the run folder.
+
+    Raises:
+        DataError: it cannot be read as options.
+    """
     try:
         old = asdict(checked(TrainOptions, read_json(stored)))
     except DataError:
@@ -145,10 +160,7 @@ def _check_options(chosen: TrainOptions, stored: Path) -> None:
         if Path(new[role]).is_file() and own.is_file() and set(read_list(new[role])) == set(read_list(own)):
             new[role] = old[role]
     changed = [name for name, value in new.items() if value != old[name] and name not in FREE_OPTIONS]
-    if changed:
-        told = ", ".join(f"{name} was {old[name]} and is {new[name]}" for name in changed)
-        again = f"ssmis train --config {stored.with_name('config.yaml')} --resume"
-        raise ValueError(f"{stored.parent} was begun with other options: {told}; continue with {again}")
+    return ", ".join(f"{name} was {old[name]} and is {new[name]}" for name in changed)
 
 
 def resolved(options: TrainOptions) -> TrainOptions:

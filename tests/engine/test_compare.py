@@ -77,6 +77,19 @@ def test_other_options_or_data_than_the_first_are_refused(data, tmp_path):
     assert not (tmp_path / "out" / "supervised_seed5").exists()
 
 
+@pytest.mark.parametrize("folder", ["images", "labels"])
+def test_a_file_that_changed_is_other_data_though_it_is_as_long(data, tmp_path, folder):
+    scans = shutil.copytree(data, tmp_path / "scans")
+    few = SMALL | {"out": str(tmp_path / "out"), "recipes": ["supervised"]}
+    compare_methods(scans, seeds=[0], **few)
+    changed = sorted((scans / folder).iterdir())[-1]
+    content = bytearray(changed.read_bytes())
+    content[-9] ^= 1
+    changed.write_bytes(content)
+    with pytest.raises(ValueError, match="made with other data: sha256 of labels and parts of images was"):
+        compare_methods(scans, seeds=[0, 1], **few)
+
+
 def test_a_moved_folder_and_moved_data_go_on(data, tmp_path, monkeypatch):
     few = SMALL | {"recipes": ["supervised"]}
     monkeypatch.chdir(tmp_path)
@@ -124,6 +137,20 @@ def test_one_recipe_under_several_names(data, tmp_path):
         compare_methods(data, **few | {"recipes": ["supervised", "no_contrast=uc_seg"], "presets": []})
     with pytest.raises(ValueError, match="options of late: preset was late and is"):
         compare_methods(data, **few | {"presets": ["late=copy_paste"]})
+
+
+def test_a_coefficient_of_one_method_is_in_the_place_of_that_of_all(data, tmp_path):
+    few = SMALL | {"out": str(tmp_path / "out"), "seeds": [0], "recipes": ["dual_uncertainty", "a=dual_uncertainty"]}
+    words = ["contrast_weight=0.5", "keep_fraction=0.40", "a.contrast_weight=0"]
+    done = compare_methods(data, coefficients=words, **few)
+    records = [json.loads((folder[0] / "protocol.json").read_text()) for folder in done.runs.values()]
+    assert [record["coefficients"][0] for record in records] == ["contrast_weight=0.5", "contrast_weight=0"]
+    again = ["a.contrast_weight=0", "keep_fraction=0.4", "contrast_weight=0.5"]  # the same in other words
+    assert compare_methods(data, coefficients=again, **few).runs == done.runs
+    for twice in ("contrast_weight=1", "a.contrast_weight=1"):
+        told = rf"coefficients has {twice[:-2]} twice; expected it once"
+        with pytest.raises(ValueError, match=told):
+            compare_methods(data, coefficients=[*words, twice], **few)
 
 
 def set_seconds(folder, seconds):
@@ -218,6 +245,13 @@ def test_the_page_compares_each_two_rows_with_one_seed_too(data, few):
     assert list(done.runs) == ["supervised", "supervised_3", "mean_teacher"]
     assert "against supervised_seed0, " in page
     assert "against supervised_3_seed0, " in page
+
+
+def test_a_row_of_other_steps_is_not_taken_for_a_method_of_that_name(data, few):
+    words = {"recipes": ["mean_teacher", "supervised_7=supervised"], "seeds": [1]}  # there is a row at equal time
+    assert list(compare_methods(data, equal_time=True, **few | {"seeds": [1]}).runs)[1] == "supervised_7"
+    with pytest.raises(ValueError, match=r"supervised_7_seed1 was begun with other options: steps was 7 and is 2"):
+        compare_methods(data, **few | words)
 
 
 def test_another_baseline_has_numbers_of_its_own_and_they_stay(data, few, tmp_path):
