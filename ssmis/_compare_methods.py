@@ -30,7 +30,7 @@ def methods_of(chosen: CompareOptions) -> dict[str, Method]:
     """
     words = ["supervised", "dual_uncertainty"] if chosen.recipes is None else chosen.recipes
     recipes = {name: recipe or name for name, _, recipe in (word.partition("=") for word in words)}
-    if not words or len(recipes) < len(words):
+    if not words or len({name.lower() for name in recipes}) < len(words):  # some disks know no capitals
         raise ValueError(f"recipes is {words}; expected at least one, each once, or under other names as NAME=RECIPE")
     for name, recipe in recipes.items():
         RECIPES[recipe]  # an unknown one is an error that names the known ones
@@ -79,8 +79,8 @@ def _check_name(name: str, recipe: str, *, baseline: str) -> None:
     if name == recipe:
         return
     wrong = ""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_+-]*", name):
-        wrong = "expected letters, digits, _, + and -: it names a folder"
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_+-]{0,79}", name):
+        wrong = "expected at most 80 letters, digits, _, + and -: it names a folder"
     elif name in RECIPES:
         wrong = "which is another recipe"
     elif re.search(r"seed_?\d", name):

@@ -75,8 +75,8 @@ def compare_methods(
     chosen = gathered(CompareOptions, data, options)
     out = Path(chosen.out or Path("runs") / f"{Path(chosen.data).resolve().name.split('.')[0]}_compared")
     runs = _runs(chosen, out)
-    if chosen.keep and Path(chosen.keep).resolve() == out.resolve():
-        raise ValueError(f"keep is {chosen.keep}, the folder of the runs; expected another one")
+    if chosen.keep and Path(chosen.keep).resolve().is_relative_to(out.resolve()):
+        raise ValueError(f"keep is {chosen.keep}, in the folder of the runs; expected another one")
     dataset = find_dataset(chosen.data)
     made_with = _made_with(chosen, dataset, runs)
     split = _split(chosen, out, dataset, made_with, semi=any(run.recipe != "supervised" for run in runs.values()))
@@ -108,8 +108,8 @@ def _runs(chosen: CompareOptions, out: Path) -> dict[Path, TrainOptions]:
     """
     methods = methods_of(chosen)
     seeds = [0, 1, 2] if chosen.seeds is None else chosen.seeds
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise ValueError(f"seeds is {seeds}; expected at least one, each once")
+    if not seeds or len(set(seeds)) < len(seeds) or any(type(seed) is not int for seed in seeds):
+        raise ValueError(f"seeds is {seeds}; expected whole numbers, at least one, each once")
     if chosen.beside < 1:
         raise ValueError(f"beside is {chosen.beside}; expected at least 1")
     same = {field.name for field in fields(TrainOptions)} & {field.name for field in fields(CompareOptions)}

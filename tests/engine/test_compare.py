@@ -309,8 +309,9 @@ def test_a_damaged_record_is_told_before_anything_is_trained(data, few, tmp_path
 
 
 def test_what_cannot_be_kept_is_told_before_anything_is_trained(data, few, tmp_path):
-    with pytest.raises(ValueError, match=r"keep is .*compare\.json; expected a folder"):
-        compare_methods(data, seeds=[3], keep=str(tmp_path / "out" / "compare.json"), **few)
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"keep is .*file; expected a folder"):
+        compare_methods(data, seeds=[3], keep=str(tmp_path / "file"), **few)
     assert not (tmp_path / "out" / "supervised_seed3").exists()
 
 
@@ -319,7 +320,10 @@ def test_what_cannot_be_kept_is_told_before_anything_is_trained(data, few, tmp_p
     [
         ({"recipes": ["supervised", "nothing"]}, "nothing"),
         ({"recipes": ["supervised", "supervised"]}, "expected at least one, each once"),
-        ({"seeds": [0, 0]}, "expected at least one, each once"),
+        ({"recipes": ["a=supervised", "A=uc_seg"]}, "expected at least one, each once"),
+        ({"recipes": ["supervised", f"{'a' * 81}=uc_seg"]}, "expected at most 80 letters, digits"),
+        ({"seeds": [0, 0]}, "expected whole numbers, at least one, each once"),
+        ({"seeds": [0, True]}, "expected whole numbers, at least one, each once"),
         ({"presets": ["uc_seg=ours"]}, "presets has 'uc_seg=ours'; expected METHOD=PRESET"),
         ({"presets": ["late"]}, "presets has 'late'; expected METHOD=PRESET"),
         ({"presets": ["dual_uncertainty=nothing"]}, "nothing"),
@@ -331,8 +335,8 @@ def test_what_cannot_be_kept_is_told_before_anything_is_trained(data, few, tmp_p
         ),
         ({"recipes": ["supervised", "mine=nothing"]}, "nothing"),
         ({"recipes": ["supervised", "uc_seg=dual_uncertainty"]}, "whose name is 'uc_seg'; which is another recipe"),
-        ({"recipes": ["supervised", "../mine=uc_seg"]}, "whose name is '../mine'; expected letters"),
-        ({"recipes": ["supervised", "=uc_seg"]}, "whose name is ''; expected letters"),
+        ({"recipes": ["supervised", "../mine=uc_seg"]}, "whose name is '../mine'; expected at most 80 letters"),
+        ({"recipes": ["supervised", "=uc_seg"]}, "whose name is ''; expected at most 80 letters"),
         ({"recipes": ["supervised", "mine_seed3=uc_seg"]}, "which a report takes for a seed"),
         ({"recipes": ["supervised", "supervised_40=supervised"]}, "which is the row of equal_time"),
         ({"recipes": ["supervised", "mine=uc_seg", "mine=mean_teacher"]}, "each once, or under other names"),
@@ -342,7 +346,8 @@ def test_what_cannot_be_kept_is_told_before_anything_is_trained(data, few, tmp_p
         ({"recipes": []}, "expected at least one, each once"),
         ({"seeds": [-1]}, "seed is -1"),
         ({"steps": 0}, "steps is 0"),
-        ({"keep": "out"}, "keep is .*, the folder of the runs"),
+        ({"keep": "out"}, "keep is .*, in the folder of the runs"),
+        ({"keep": "out/mine_seed0"}, "keep is .*, in the folder of the runs"),
         ({"beside": 0}, "beside is 0; expected at least 1"),
         ({"equal_time": True, "recipes": ["supervised"]}, "equal_time with one method; expected another one"),
         ({"test": "0"}, "test is '0', which holds no case out"),
@@ -352,7 +357,7 @@ def test_what_cannot_be_kept_is_told_before_anything_is_trained(data, few, tmp_p
 def test_what_could_not_be_compared_is_told_before_anything_is_written(data, tmp_path, wrong, told):
     wrong = dict(wrong)
     if "keep" in wrong:
-        wrong["keep"] = str(tmp_path / "out")
+        wrong["keep"] = str(tmp_path / wrong["keep"])
     if wrong.pop("data", None):
         data = plain(tmp_path / "data", labelled=4, unlabelled=0)
     with pytest.raises((ValueError, DataError), match=told):
