@@ -10,7 +10,7 @@ import pytest
 from recipes.small import small_nets
 
 import ssmis.study
-from ssmis.data import FAMILIES, Augment, DataError, load_la, write_phantoms
+from ssmis.data import FAMILIES, Augment, HeldOutError, load_la, write_phantoms
 from ssmis.engine import FitConfig, Protocol
 from ssmis.engine.lock import locked
 from ssmis.metrics import read_cases_csv, summarise, summarise_seeds
@@ -367,7 +367,7 @@ def test_without_looks_a_training_cannot_open_validation_cases(root, tmp_path):
     def peek(step, recipe):
         load_la(split.val[0])
 
-    with pytest.raises(DataError, match="held out"):
+    with pytest.raises(HeldOutError, match="held out"):
         study_of(split, tmp_path, seeds=1, validations=0, callbacks=[peek])
 
 

@@ -6,11 +6,15 @@ from collections.abc import Hashable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from ssmis.data.cases import Case, DataError
+from ssmis.data.cases import Case
 
 
-class HeldOutError(DataError):
-    """A training opened a case that is held out of it."""
+class HeldOutError(RuntimeError):
+    """A training opened a case that is held out of it.
+
+    It is no `DataError`: the data are as they should be, and what goes on after a file that cannot be read must not go
+    on after this.
+    """
 
 
 class HeldOut:

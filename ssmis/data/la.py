@@ -98,7 +98,8 @@ def load_la(case: Case, *, with_label: bool = True, classes: int = 2) -> Volume:
 
     Raises:
         DataError: unreadable file (the cause is chained), a data set that is missing, empty or not of numbers, NaN,
-            shapes or label values that do not fit; or the case is held out of a training that runs (`HeldOutError`).
+            shapes or label values that do not fit.
+        HeldOutError: the case is held out of a training that runs.
     """
     check_open(case)
     h5py = require("h5py", extra="medical", purpose="reading LA volumes")

@@ -55,7 +55,8 @@ def read_scan(path: Path | str, *, channels: Sequence[Path] = (), spacing_mm: Se
 
     Raises:
         DataError: no such file, a kind that is not read, a damaged file, an axis without voxels, geometry that is no
-            geometry, or channels on different grids; or it is held out of a training that runs (`HeldOutError`).
+            geometry, or channels on different grids.
+        HeldOutError: it is held out of a training that runs.
     """
     path = _existing(path)
     check_file(path)

@@ -16,12 +16,15 @@ from ssmis.data import (
     Augment,
     BatchMaker,
     Cache,
+    Dataset,
     HeldOut,
     HeldOutError,
     TwoStreamSampler,
     la_cases,
     la_split,
     load_la,
+    survey,
+    verify,
     write_phantoms,
 )
 from ssmis.data.scans import read_labels, read_scan
@@ -114,6 +117,18 @@ def test_every_reader_and_every_link_is_closed(with_test, tmp_path):
             with pytest.raises(HeldOutError, match="is held out of this training"):
                 call()
     read_labels(scan, grid)
+
+
+def test_what_goes_on_after_damaged_files_stops_at_a_held_out_one(with_test):
+    root, held = with_test
+    looks = [
+        lambda: verify(root, "phantom", progress=False),
+        lambda: survey(Dataset("HDF5", root, tuple(held))),
+    ]
+    for look in looks:
+        with HeldOut(held), pytest.raises(HeldOutError, match="case 'phantom_0003' is held out of this training"):
+            look()
+        look()
 
 
 def test_measuring_speeds_is_training_too(with_test):
