@@ -15,10 +15,13 @@ from ssmis._checks import check_range
 from ssmis._optional import require
 from ssmis.data.cases import Case, DataError, Volume, check_name
 from ssmis.data.families import Family, check_roles, family_of
-from ssmis.data.fingerprint import Fingerprint, array_digest
+from ssmis.data.fingerprint import Fingerprint, array_digest, likeness
 from ssmis.data.la import LIST_BYTES, load_la, read_list
 
 _SAME_SCAN = 0.25  # share of common intensities; scans of the Left Atrium that differ share at most 0.02
+_FEW_PAIRS = 8  # too few to tell what is usual
+_SAME_ORGAN = 0.95  # correlation within the boxes of the labels; patients of the Left Atrium that differ end at 0.86
+_FULL = 0.9  # share of foreground; labels of the Left Atrium have at most 0.19
 
 _ADVICE = {
     "list": "Take the list again from where the data set came from.",
@@ -34,6 +37,7 @@ _ADVICE = {
     "changed": "Copy the file again, or name the change beside every number.",
     "duplicate": "Keep one of them, on one side of the split.",
     "same scan": "Keep one of them, on one side of the split.",
+    "same label": "Look at both: if they are of one patient, keep them on one side; else one has the wrong label.",
     "near duplicate": "Look at both: if they are of one patient, keep them on one side of the split.",
 }
 
@@ -99,17 +103,19 @@ def verify(
 
     Serious: lists that are missing, name a case twice, overlap, or differ from the public ones; a patient on both
     sides; files that are missing, truncated or changed (against digests of the public values, where the package has
-    them); labels that are missing, empty or no classes; an image that is on both sides of the split, exactly, cut or
-    mirrored, or nearly. Worth knowing: files that no list names, and copies inside the training cases.
+    them); labels that are missing, empty or no classes; an image or a label that is on both sides of the split,
+    exactly, cut, turned, mirrored or inverted, or nearly. Worth knowing: files that no list names, labels that are
+    nearly all foreground, and copies inside the training cases.
 
     Args:
         root: folder of the data set.
         protocol: its name or family (`"la/cpu"`, `"acdc"`), a `Family`, or a protocol.
         lists: role -> list file, instead of the family's own. A validation list that lies wholly in the training list
             is taken as cut from it.
-        near: correlation of two coarse images, or of one with the other mirrored (volumes), from which on they count as
-            near duplicates; None is the family's. It compares boxes, so it finds scans of one patient that were cropped
-            alike, not every one.
+        near: absolute correlation of two coarse images, of volumes in every orientation, from which on they count as
+            near duplicates; None is the family's. It compares whole images, and volumes within the boxes of their
+            labels too (there from 0.95 on, if `near` is less), so it finds scans of one patient that were cropped alike
+            or outlined alike, not every one.
         progress: show a bar.
 
     Raises:
@@ -211,6 +217,8 @@ def _read(case: Case, family: Family, findings: list[Finding]) -> Volume | None:
         # a slice may lie beside the organ, a volume may not
         if volume.label is not None and volume.label.ndim == 3 and not volume.label.any():
             findings.append(Finding("label", case.id, "the label has no foreground."))
+        elif volume.label is not None and (share := float((volume.label > 0).mean())) > _FULL:
+            findings.append(Finding("label", case.id, f"{share:.0%} of the label is foreground.", serious=False))
     if volume.image.min() == volume.image.max():
         findings.append(Finding("constant", case.id, f"the image is {float(volume.image.min())} everywhere."))
         return None
@@ -227,7 +235,7 @@ def _fingerprints(volume: Volume, family: Family, role: str) -> list[tuple[str, 
     image = volume.image[0]
     if family.volume_file and role in ("val", "test"):  # training cases are slices of such volumes
         return [(f" slice {k}", Fingerprint.of(part)) for k, part in enumerate(image) if np.ptp(part)]
-    return [("", Fingerprint.of(image))]
+    return [("", Fingerprint.of(image, volume.label if image.ndim == 3 else None))]
 
 
 def _check_extra(root: Path, family: Family, names: Mapping[str, list[str]], findings: list[Finding]) -> None:
@@ -243,11 +251,12 @@ def _check_copies(
     prints: list[tuple[str, str, Fingerprint]], near: float, findings: list[Finding], *, slices: bool
 ) -> None:
     pictures = np.array([mark.picture for _, _, mark in prints])
+    organs = np.array([mark.label_picture for _, _, mark in prints])
     shares = {} if slices else _shared_values([mark for _, _, mark in prints])
     for index, (side, case, mark) in enumerate(prints):
-        likeness = pictures[:index] @ mark.picture
-        mirrored = likeness if slices else (pictures[:index] @ mark.mirrored().T).max(axis=1)
-        for before, ((other_side, other, theirs), alike) in enumerate(zip(prints, np.maximum(likeness, mirrored))):
+        whole, turned = likeness(pictures[:index], mark.picture, turned=not slices)
+        inside, turned_inside = likeness(organs[:index], mark.label_picture, turned=not slices)
+        for before, (other_side, other, theirs) in enumerate(prints[:index]):
             across = side != other_side
             where = f"{other} ({other_side}) and {case} ({side})"
             share = shares.get((before, index), 0.0)
@@ -256,16 +265,28 @@ def _check_copies(
             elif share > _SAME_SCAN:
                 told = f"the images share {share:.0%} of their intensities: one scan, cropped or mirrored."
                 findings.append(Finding("same scan", where, told, across))
-            elif alike >= near and not (slices and not across):  # neighbouring slices of one scan are alike
-                how = ", one of them mirrored" if alike > likeness[before] else ""
-                findings.append(Finding("near duplicate", where, f"the images correlate by {alike:.2f}{how}.", across))
+            elif slices and not across:  # neighbouring slices of one scan are alike
+                continue
+            elif abs(whole[before]) >= near:
+                how = ", one of them turned or mirrored" if turned[before] else ""
+                told = f"the images correlate by {whole[before]:.2f}{how}."
+                findings.append(Finding("near duplicate", where, told, across))
+            elif abs(inside[before]) >= max(near, _SAME_ORGAN):
+                how = ", one of them turned or mirrored" if turned_inside[before] else ""
+                told = f"the images correlate by {inside[before]:.2f} within the boxes of their labels{how}."
+                findings.append(Finding("near duplicate", where, told, across))
+            elif mark.label_digest and mark.label_digest == theirs.label_digest:
+                findings.append(Finding("same label", where, "the labels have the same values.", across))
 
 
 def _shared_values(prints: list[Fingerprint]) -> dict[tuple[int, int], float]:
-    """Pair -> share of common intensities; nothing where scans have them in common anyway, as CT does."""
+    """Pair -> share of common intensities; nothing where scans have them in common anyway, as CT does.
+
+    That is seen from what most pairs share. Where there are few, a copy is most of them, and every share counts.
+    """
     pairs = combinations(range(len(prints)), 2)
     shares = {(i, j): prints[i].shared_values(prints[j]) for i, j in pairs}
-    usual = np.quantile(list(shares.values()), 0.25) if shares else 1.0
+    usual = np.quantile(list(shares.values()), 0.25) if len(shares) >= _FEW_PAIRS else 0.0
     return shares if usual <= _SAME_SCAN / 5 else {}
 
 

@@ -13,7 +13,7 @@ import pytest
 from tqdm import tqdm
 
 from ssmis.data import FAMILIES, DataError, Family, load_la, verify, write_la, write_phantoms
-from ssmis.data.fingerprint import Fingerprint, array_digest
+from ssmis.data.fingerprint import Fingerprint, array_digest, likeness
 from ssmis.data.la import FILE, FOLDER
 
 FIRST, LABELLED, UNLABELLED, TEST = "phantom_0000", "phantom_0001", "phantom_0003", "phantom_0005"
@@ -102,6 +102,12 @@ def test_label_problems(root, break_label, message):
     assert message in finding.message
 
 
+def test_a_label_of_foreground_alone(root):
+    rewrite(root, LABELLED, label=np.ones((24, 22, 20), np.uint8))
+    finding = the_only(look(root), "label", serious=False)
+    assert (finding.where, finding.message) == (LABELLED, "100% of the label is foreground.")
+
+
 def test_a_label_that_is_not_there(root):
     with h5py.File(path_of(root, TEST), "a") as file:
         del file["label"]
@@ -142,7 +148,75 @@ def test_a_mirrored_copy_with_other_values(root, change):
     finding = the_only(look(root), "near duplicate")
     assert FIRST in finding.where
     assert TEST in finding.where
-    assert "one of them mirrored" in finding.message
+    assert "one of them turned or mirrored" in finding.message
+
+
+@pytest.mark.parametrize(
+    ("change", "values", "told"),
+    [
+        (lambda array: np.rot90(array), lambda image: 1.7 * image + 3, "by 1.00, one of them turned or mirrored"),
+        (lambda array: array.transpose(2, 0, 1), lambda image: 1.7 * image + 3, "turned or mirrored"),
+        (lambda array: array, lambda image: -image, "by -1.00."),
+        (lambda array: array[::-1], lambda image: 3 - 2 * image, "by -1.00, one of them turned or mirrored"),
+        (
+            lambda array: array[4:-1, 2:-2, :-3],
+            lambda image: 1.7 * image + 3,
+            "by 1.00 within the boxes of their labels",
+        ),
+        (
+            lambda array: np.rot90(array[4:-1, 2:-2, :-3]).repeat(2, axis=2),
+            lambda image: 3 - 2 * image,
+            "by -1.00 within the boxes of their labels, one of them turned or mirrored",
+        ),
+    ],
+    ids=[
+        "turned",
+        "axes exchanged",
+        "inverted",
+        "mirrored and inverted",
+        "cropped",
+        "cropped, turned, finer, inverted",
+    ],
+)
+def test_a_copy_with_other_values_in_another_place(root, change, values, told):
+    old = volume(root, FIRST)
+    rewrite(root, TEST, image=change(values(old.image[0])), label=change(old.label))
+    finding = the_only(look(root), "near duplicate")
+    assert FIRST in finding.where
+    assert TEST in finding.where
+    assert told in finding.message
+
+
+@pytest.mark.parametrize("by", [0, 1], ids=["same", "moved"])
+@pytest.mark.parametrize(("name", "serious"), [(TEST, True), (UNLABELLED, False)])
+def test_the_same_label_under_another_image(root, name, serious, by):
+    rewrite(root, name, label=np.roll(volume(root, FIRST).label, by, axis=2))
+    finding = the_only(look(root), "same label", serious=serious)
+    assert FIRST in finding.where
+    assert name in finding.where
+
+
+def test_labels_that_say_nothing_of_a_patient_are_not_compared(root):
+    small, cuboid = np.zeros((2, 24, 22, 20), np.uint8)
+    small[3:9, 3:9, 3:9] = 1
+    cuboid[3:13, 3:13, 3:13] = 1
+    for label in (small, cuboid):
+        for name in (FIRST, TEST):
+            rewrite(root, name, label=label)
+        assert look(root).findings == ()
+
+
+def test_of_two_cases_one_is_cut_from_the_other(root):
+    (root / "train.list").write_text(f"{FIRST}\n")
+    (root / "test.list").write_text(f"{TEST}\n")
+    assert look(root).ok
+    old, other = volume(root, FIRST), volume(root, TEST).label
+    for whole in (False, True):
+        image = np.round(50 * old.image[0]) if whole else old.image[0]
+        rewrite(root, FIRST, image=image)
+        rewrite(root, TEST, image=image[8:, 6:, 5:], label=other[8:, 6:, 5:])
+        kinds = {finding.kind for finding in look(root).findings if finding.serious}
+        assert kinds == (set() if whole else {"same scan"})  # whole numbers are everybody's
 
 
 @pytest.mark.parametrize(
@@ -181,7 +255,7 @@ def test_a_case_has_one_name(root, name):
 def test_near_copy(root):
     old = volume(root, FIRST)
     noise = 0.1 * np.random.default_rng(0).normal(size=old.image[0].shape)
-    rewrite(root, TEST, image=1.1 * old.image[0] + noise, label=old.label)
+    rewrite(root, TEST, image=1.1 * old.image[0] + noise)
     finding = the_only(look(root), "near duplicate")
     assert FIRST in finding.where
     assert TEST in finding.where
@@ -253,9 +327,9 @@ def test_the_digest_does_not_depend_on_the_layout():
 
 
 def test_values_that_all_scans_share_say_nothing(root):
-    """As in CT: every image is made of the same few whole numbers."""
+    """As in CT that was rescaled: every image is made of the same few numbers."""
     for index in range(7):
-        rewrite(root, f"phantom_{index:04d}", image=np.round(10 * volume(root, f"phantom_{index:04d}").image[0]))
+        rewrite(root, f"phantom_{index:04d}", image=np.round(10 * volume(root, f"phantom_{index:04d}").image[0]) / 10)
     assert look(root).findings == ()
 
 
@@ -362,9 +436,10 @@ def test_every_family_knows_its_files():
 
 
 def test_constant_images_have_a_fingerprint():
-    mark = Fingerprint.of(np.ones((4, 5, 6), np.float32))
+    mark = Fingerprint.of(np.full((4, 5, 6), 1.5, np.float32))
     assert mark.correlation(mark) == 0.0
     assert mark.shared_values(mark) == 1.0
+    assert likeness(mark.picture[None], mark.picture, turned=True)[0].tolist() == [0.0]
 
 
 @pytest.mark.data
@@ -373,4 +448,4 @@ def test_the_real_data_is_as_published(data_root):
     report = verify(data_root / "la", "la", lists={"train": "train.list", "val": "dev_val.list"}, progress=False)
     assert report.ok, str(report)
     assert report.cases == {"train": 68, "val": 12}
-    assert {finding.kind for finding in report.findings} == {"near duplicate"}
+    assert [finding.kind for finding in report.findings] == ["near duplicate"] * 3
