@@ -30,6 +30,8 @@ class Family:
             Atrium training cases three are above 0.85, and look like one patient each; the others end at 0.84. In the
             47 other orientations of a volume all end at 0.65, with intensities inverted at 0.33.
         patient: regular expression of the part of a name that is the patient's; empty: every case is a patient.
+        same_patient: groups of patients by name that are known to be one. `verify` tells where a group stands on both
+            sides; `split` counts as the published tables do, by name.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Family:
     volume_file: str = ""
     near: float = 0.95
     patient: str = ""
+    same_patient: tuple[frozenset[str], ...] = ()
 
     def find(self, root: Path | str) -> Path:
         """Folder with the list files.
@@ -131,6 +134,7 @@ class Family:
 
 _TRAIN_TEST = {"train": "train.list", "test": "test.list"}
 _PANCREAS = "Pancreas_h5/{}_norm.h5"
+_PANCREAS_TWICE = (frozenset({"image0002", "image0025", "image0070"}),)
 
 FAMILIES: Mapping[str, Family] = {
     family.name: family
@@ -145,7 +149,14 @@ FAMILIES: Mapping[str, Family] = {
             near=0.85,
         ),
         Family("phantom", f"{FOLDER}/{{}}/{FILE}", _TRAIN_TEST, {}, spacing_mm=SPACING_MM),
-        Family("pancreas/mcnet", _PANCREAS, _TRAIN_TEST, {"train": 62, "test": 20}, labelled=(6, 12)),
+        Family(
+            "pancreas/mcnet",
+            _PANCREAS,
+            _TRAIN_TEST,
+            {"train": 62, "test": 20},
+            labelled=(6, 12),
+            same_patient=_PANCREAS_TWICE,
+        ),
         Family(
             "pancreas/coranet",
             "{}",  # these lists hold file names
@@ -154,7 +165,13 @@ FAMILIES: Mapping[str, Family] = {
             labelled=(12,),
         ),
         # four folds: the lists of another one are given by the caller
-        Family("pancreas/mcf", _PANCREAS, {"train": "train1.list", "test": "test1.list"}, {}),
+        Family(
+            "pancreas/mcf",
+            _PANCREAS,
+            {"train": "train1.list", "test": "test1.list"},
+            {},
+            same_patient=_PANCREAS_TWICE,
+        ),
         Family(
             "brats2019",
             "data/{}.h5",
@@ -171,6 +188,7 @@ FAMILIES: Mapping[str, Family] = {
             classes=4,
             volume_file="data/{}.h5",
             patient=r"^patient\d+",
+            same_patient=(frozenset({"patient074", "patient076"}),),
         ),
     )
 }

@@ -194,9 +194,17 @@ def _check_names(family: Family, names: Mapping[str, list[str]], findings: list[
             findings.append(Finding("overlap", case, f"in both the {first} and the {second} list."))
         if {first, second} <= {"labelled", "unlabelled"}:
             continue
-        shared = {family.patient_of(name) for name in ours} & {family.patient_of(name) for name in theirs}
-        for patient in sorted(shared - (set(ours) & set(theirs))):
+        here, there = ({family.patient_of(name) for name in group} for group in (ours, theirs))
+        for patient in sorted((here & there) - (set(ours) & set(theirs))):
             findings.append(Finding("patient", patient, f"has cases in both the {first} and the {second} list."))
+        for group in family.same_patient:
+            if here & group and there & group and len((here | there) & group) > 1:
+                lists = " and ".join(
+                    f"{', '.join(sorted(side & group))} in the {role} list"
+                    for role, side in ((first, here), (second, there))
+                )
+                told = f"known to be one patient; {lists}."
+                findings.append(Finding("patient", ", ".join(sorted((here | there) & group)), told))
 
 
 def _read(case: Case, family: Family, findings: list[Finding]) -> Volume | None:

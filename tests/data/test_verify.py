@@ -342,6 +342,31 @@ def test_a_patient_on_both_sides(root):
     assert the_only(look(root, family), "patient").where == "04"
 
 
+@pytest.mark.parametrize(
+    ("family", "train", "test", "told"),
+    [
+        ("pancreas/mcnet", ["image0002", "image0070", "image0001"], ["image0025", "image0003"],
+         "known to be one patient; image0002, image0070 in the train list and image0025 in the test list."),
+        ("pancreas/mcnet", ["image0002", "image0070"], ["image0001"], ""),
+        ("pancreas/mcf", ["image0070"], ["image0002"],
+         "known to be one patient; image0070 in the train list and image0002 in the test list."),
+        ("acdc", ["patient074_frame01_slice_1"], ["patient076_frame01", "patient075_frame01"],
+         "known to be one patient; patient074 in the train list and patient076 in the test list."),
+        ("acdc", ["patient074_frame01_slice_1", "patient076_frame01_slice_1"], ["patient075_frame01"], ""),
+    ],
+)  # fmt: skip
+def test_a_patient_that_has_two_names(tmp_path, family, train, test, told):
+    for role, names in (("train", train), ("test", test)):
+        (tmp_path / f"{role}.list").write_text("\n".join(names))
+    report = look(tmp_path, family, lists={"train": "train.list", "test": "test.list"})
+    assert [finding.message for finding in report.of_kind("patient")] == ([told] if told else [])
+
+
+def test_a_patient_that_has_two_names_counts_twice_in_published_tables():
+    acdc = FAMILIES["acdc"]
+    assert acdc.patient_of("patient074_frame01_slice_1") != acdc.patient_of("patient076_frame01_slice_1")
+
+
 @pytest.fixture
 def slices(tmp_path):
     """Slices for training, volumes for the test, as in ACDC."""
