@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Argument checks shared by all components: one wording, shapes only, no look at the values on the device."""
 
+import operator
 import sys
 from collections.abc import Collection
+from typing import SupportsIndex
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -67,3 +70,14 @@ def check_range(value: float, low: float, high: float, *, name: str, open_low: b
     """Raise ValueError unless `low <= value <= high` (`low < value` with `open_low`)."""
     if not (low < value if open_low else low <= value) or not value <= high:
         raise ValueError(f"{name} is {value}; expected a number in {'(' if open_low else '['}{low}, {high}]")
+
+
+def check_whole(value: SupportsIndex, least: int, *, name: str) -> int:
+    """Return a whole number (numpy's too) as int; raise ValueError unless it is one, no bool, and at least `least`."""
+    try:
+        number = least - 1 if isinstance(value, bool | np.bool_) else operator.index(value)
+    except TypeError:
+        number = least - 1
+    if number < least:
+        raise ValueError(f"{name} is {value!r}; expected a whole number of at least {least}")
+    return number

@@ -3,12 +3,21 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssmis._checks import check_choice, check_class_maps, check_labels, check_mask, check_range, check_same_shape
+from ssmis._checks import (
+    check_choice,
+    check_class_maps,
+    check_labels,
+    check_mask,
+    check_range,
+    check_same_shape,
+    check_whole,
+)
 
 shapes = st.lists(st.integers(1, 4), min_size=1, max_size=4).map(tuple)
 
@@ -96,6 +105,18 @@ def test_a_range_is_closed_or_open_below(value):
         else:
             with pytest.raises(ValueError, match=r"keep_fraction is .*; expected a number in [\[(]0, 1\]"):
                 check_range(value, 0, 1, name="keep_fraction", open_low=open_low)
+
+
+@pytest.mark.parametrize("value", [3, np.uint8(3), np.int64(3), torch.tensor(3)])
+def test_whole_numbers_of_any_kind_pass_as_int(value):
+    number = check_whole(value, 3, name="bins")
+    assert (number, type(number)) == (3, int)
+
+
+@pytest.mark.parametrize("value", [2, -1, True, np.True_, 3.0, 2.5, "3", None, math.nan, [3]])
+def test_what_is_no_whole_number_or_too_small_is_refused(value):
+    with pytest.raises(ValueError, match=r"bins is .*; expected a whole number of at least 3"):
+        check_whole(value, 3, name="bins")
 
 
 def test_a_range_holds_no_nan_and_may_have_no_upper_end():

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Masks and label maps as numpy arrays, checked once for all metrics."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import inf
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+
+from ssmis._checks import check_whole
 
 Array = npt.NDArray[Any]
 ArrayLike = Array | torch.Tensor
@@ -24,7 +26,7 @@ def mask_pair(prediction: ArrayLike, reference: ArrayLike) -> tuple[Array, Array
     """Return two bool arrays of one shape.
 
     Raises:
-        ValueError: a mask is not bool (a label map would count its classes as one) or the shapes differ.
+        ValueError: a mask is not bool (a label map would count its classes as one), has no axis, or the shapes differ.
     """
     masks = as_array(prediction), as_array(reference)
     for name, mask in zip(("prediction", "reference"), masks):
@@ -38,7 +40,7 @@ def label_pair(prediction: ArrayLike, reference: ArrayLike) -> tuple[Array, Arra
     """Return two integer arrays of one shape; where the reference is -1 (not annotated) the prediction is too.
 
     Raises:
-        ValueError: a label map is not of integers or the shapes differ.
+        ValueError: a label map is not of integers, has no axis, or the shapes differ.
     """
     labels = as_array(prediction), as_array(reference)
     for name, array in zip(("prediction_labels", "reference_labels"), labels):
@@ -49,6 +51,23 @@ def label_pair(prediction: ArrayLike, reference: ArrayLike) -> tuple[Array, Arra
     return (np.where(outside, -1, labels[0].astype(np.int64)), labels[1]) if outside.any() else labels
 
 
+def class_numbers(classes: Iterable[int]) -> list[int]:
+    """Return the classes as int, in their order.
+
+    Raises:
+        ValueError: one is no whole number of at least 0 (-1 marks what is left out), or is there twice.
+    """
+    if isinstance(classes, str) or not isinstance(classes, Iterable):
+        raise ValueError(f"classes is {classes!r}; expected whole numbers, one a class")
+    numbers: list[int] = []
+    for index, value in enumerate(classes):
+        number = check_whole(value, 0, name=f"classes[{index}]")
+        if number in numbers:
+            raise ValueError(f"classes has {number} twice; expected every class once")
+        numbers.append(number)
+    return numbers
+
+
 def spacing_of(spacing_mm: Sequence[float], ndim: int) -> Array:
     """Return the spacing as float64, one positive number per axis.
 
@@ -56,7 +75,8 @@ def spacing_of(spacing_mm: Sequence[float], ndim: int) -> Array:
         ValueError: another count than `ndim`, or a value that is not positive and finite.
     """
     try:
-        sizes = [] if isinstance(spacing_mm, str) else [float(value) for value in spacing_mm]
+        values = () if isinstance(spacing_mm, str) else spacing_mm
+        sizes = [float(value) for value in values if np.asarray(value).dtype != np.bool_]  # True is no length
     except (TypeError, ValueError):  # one number, None, or values that are none
         sizes = []
     if len(sizes) != ndim or not all(0 < size < inf for size in sizes):
@@ -75,6 +95,8 @@ def bounding_box(mask: Array, *, margin: int = 0) -> tuple[slice, ...]:
 
 
 def _check_shapes(prediction: Array, reference: Array, *, suffix: str = "") -> None:
+    if not prediction.ndim:
+        raise ValueError(f"prediction{suffix} has shape (); expected at least one axis")
     if prediction.shape != reference.shape:
         raise ValueError(
             f"prediction{suffix} has shape {prediction.shape}; expected {reference.shape} to match reference{suffix}"

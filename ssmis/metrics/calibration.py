@@ -7,7 +7,8 @@ from math import nan
 
 import numpy as np
 
-from ssmis.metrics._masks import Array, ArrayLike, as_array, bounding_box
+from ssmis._checks import check_whole
+from ssmis.metrics._masks import Array, ArrayLike, as_array, bounding_box, class_numbers
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +60,8 @@ def calibration(
             the same voxels for every method.
 
     Raises:
-        ValueError: probs are not floating point `(K, *S)` with K >= 2, do not sum to 1, or do not fit the labels.
+        ValueError: probs are not floating point `(K, *S)` with K >= 2, do not sum to 1, or do not fit the labels;
+            `bins` or `foreground_margin` is no whole number of at least 1 or 0.
 
     Empty case: without a voxel to count (with `foreground_margin`: without foreground in the reference) both are nan.
 
@@ -96,15 +98,16 @@ def calibration_per_class(
         foreground_margin: as in `calibration`.
 
     Raises:
-        ValueError: what `calibration` raises, or a class outside of 0..K-1.
+        ValueError: what `calibration` raises, or a class outside of 0..K-1 or there twice.
 
     Paper: Nixon et al., Measuring calibration in deep learning, CVPR Workshops 2019 (arXiv 1904.01685).
     """
     flat, labels = _voxels(probs, reference_labels, bins, foreground_margin)
-    if unknown := [label for label in classes if not 0 <= label < len(flat)]:
+    numbers = class_numbers(classes)
+    if unknown := [label for label in numbers if not 0 <= label < len(flat)]:
         raise ValueError(f"classes has {unknown[0]}; expected 0..{len(flat) - 1} to match probs of {len(flat)} classes")
     found = {}
-    for label in classes:
+    for label in numbers:
         true = labels == label
         found[label] = _calibration(flat[label], true, _square_sum(flat[label], true), bins)
     return found
@@ -153,12 +156,9 @@ def _voxels(
             f"reference_labels is {labels.dtype} of shape {labels.shape}; "
             f"expected integers of shape {values.shape[1:]} to match probs {values.shape}"
         )
-    if bins < 1:
-        raise ValueError(f"bins is {bins}; expected at least 1")
+    check_whole(bins, 1, name="bins")
     if foreground_margin is not None:
-        if foreground_margin < 0:
-            raise ValueError(f"foreground_margin is {foreground_margin}; expected 0 or more voxels, or None")
-        box = bounding_box(labels > 0, margin=foreground_margin)
+        box = bounding_box(labels > 0, margin=check_whole(foreground_margin, 0, name="foreground_margin"))
         values, labels = values[:, *box], labels[box]
     known = labels >= 0
     values, labels = values[:, known], labels[known]

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from ssmis.metrics._masks import ArrayLike, label_pair
+from ssmis.metrics._masks import ArrayLike, class_numbers, label_pair
 from ssmis.metrics.overlap import mask_overlap
 from ssmis.metrics.surface import Convention, surface_distances
 
@@ -56,18 +56,19 @@ def evaluate_case(
     Args:
         prediction_labels: integer `(*S)`, numpy or torch.
         reference_labels: integer `(*S)`; voxels marked -1 are left out of both.
-        classes: the foreground classes to score.
+        classes: the foreground classes to score, each once.
         spacing_mm: voxel size in mm.
         convention: of the distances, see `surface_distances`.
         nsd_tolerance_mm: tolerance of `nsd`; in voxels under "medpy".
         case: id written into the scores.
 
     Raises:
-        ValueError: a label map is not of integers, the shapes differ, or the spacing does not fit them.
+        ValueError: a label map is not of integers, the shapes differ, the spacing does not fit them, or a class is no
+            whole number of at least 0 or there twice.
     """
     predicted, true = label_pair(prediction_labels, reference_labels)
     scores = []
-    for label in classes:
+    for label in class_numbers(classes):
         masks = predicted == label, true == label
         areas = mask_overlap(*masks)
         distances = surface_distances(

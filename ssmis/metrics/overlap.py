@@ -7,7 +7,7 @@ from math import nan
 
 import numpy as np
 
-from ssmis.metrics._masks import ArrayLike, label_pair, mask_pair
+from ssmis.metrics._masks import ArrayLike, class_numbers, label_pair, mask_pair
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,11 @@ def jaccard(prediction: ArrayLike, reference: ArrayLike) -> float:
 def overlap_per_class(
     prediction_labels: ArrayLike, reference_labels: ArrayLike, *, classes: Sequence[int]
 ) -> dict[int, Overlap]:
-    """Return class -> `Overlap` for two integer label maps; voxels the reference marks -1 are left out."""
+    """Return class -> `Overlap` for two integer label maps; voxels the reference marks -1 are left out.
+
+    Raises:
+        ValueError: a label map is not of integers, the shapes differ, or a class is no whole number of at least 0 or
+            there twice.
+    """
     predicted, true = label_pair(prediction_labels, reference_labels)
-    return {label: mask_overlap(predicted == label, true == label) for label in classes}
+    return {label: mask_overlap(predicted == label, true == label) for label in class_numbers(classes)}

@@ -7,6 +7,7 @@ from math import isnan, nan, sqrt
 
 import numpy as np
 
+from ssmis._checks import check_whole
 from ssmis._optional import require
 from ssmis.metrics._masks import Array
 from ssmis.metrics.cases import CaseScore
@@ -64,6 +65,7 @@ def summarise_seeds(
 
     Paper: Owen, The pigeonhole bootstrap, Annals of Applied Statistics 2007 (arXiv 0712.1111), for the crossing.
     """
+    check_whole(resamples, 1, name="resamples")
     table, n_miss, unit = _table(runs, metric=metric, label=label, missed=missed)
     means = _means(table)
     n = int((~np.isnan(table)).any(axis=0).sum())

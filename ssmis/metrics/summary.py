@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from ssmis._checks import check_choice
+from ssmis._checks import check_choice, check_whole
 from ssmis.metrics._masks import Array
 from ssmis.metrics.cases import DISTANCES, METRICS, CaseScore
 
@@ -59,7 +59,7 @@ def summarise(
 
     Raises:
         ValueError: an unknown metric, no row of this class, two rows of one case and class, or distances of two units
-            (`nsd` of two tolerances).
+            (`nsd` of two tolerances); a value is infinite, or `resamples` is no whole number of at least 1.
 
     Empty case: with no applicable case the numbers are nan; the spread of a single case is nan.
     """
@@ -75,12 +75,22 @@ def summarise_values(values: Sequence[float], *, metric: str, resamples: int = 2
         metric: its name, for the summary.
         resamples: bootstrap draws over cases.
         seed: of the bootstrap.
+
+    Raises:
+        ValueError: a value is infinite, or `resamples` is no whole number of at least 1.
     """
     return _summary(metric, values, 0, "", "diagonal", resamples, seed)
 
 
 def bootstrap_interval(values: Array, *, resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
-    """Percentile bootstrap: 95 % interval of the mean of `values` `(N,)`."""
+    """Percentile bootstrap: 95 % interval of the mean of `values` `(N,)`.
+
+    Raises:
+        ValueError: there is no value, or `resamples` is no whole number of at least 1.
+    """
+    check_whole(resamples, 1, name="resamples")
+    if not len(values):
+        raise ValueError("values is empty; expected at least one")
     draws = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
     low, high = np.percentile(values[draws].mean(axis=1), [2.5, 97.5])
     return float(low), float(high)
@@ -146,12 +156,13 @@ def paired_difference(
         seed: of both.
 
     Raises:
-        ValueError: the lengths differ, a value is infinite, or no case has both values.
+        ValueError: the lengths differ, a value is infinite, no case has both values, or `resamples` is no whole number
+            of at least 1.
     """
     if len(a) != len(b):
         raise ValueError(f"b has {len(b)} cases; expected {len(a)} to match a, in the same order")
-    if infinite := next((x for x in (*a, *b) if isinf(x)), None):
-        raise ValueError(f"a or b holds {infinite}; expected finite numbers, or nan where a metric is not applicable")
+    for name, values in (("a", a), ("b", b)):
+        _check_finite(f"a value of {name}", *values)
     differences = np.asarray([x - y for x, y in zip(a, b) if not (isnan(x) or isnan(y))], dtype=np.float64)
     if not len(differences):
         raise ValueError(f"none of the {len(a)} cases has a value in both a and b")
@@ -192,10 +203,18 @@ def case_values(
             0.0 if zero and row.status == "miss" else float(getattr(row, metric)) for row in own if row.status != "na"
         ]
         values[case] = float(np.mean(applicable)) if applicable else nan
+        _check_finite(f"{metric} of case {case!r}", values[case])
     if len(units) > 1:
         raise ValueError(f"{metric} of the rows is in {' and in '.join(sorted(units))}; expected one unit")
     n_miss = sum(any(row.status == "miss" for row in own) for own in cases.values())
     return values, n_miss, units.pop()
+
+
+def _check_finite(name: str, *values: float) -> None:
+    """Raise ValueError if a value is infinite; a mean over it says nothing."""
+    for value in values:
+        if isinf(value):
+            raise ValueError(f"{name} is {value}; expected finite numbers, or nan where a metric is not applicable")
 
 
 def _unit(row: CaseScore, metric: str) -> str:
@@ -207,6 +226,7 @@ def _unit(row: CaseScore, metric: str) -> str:
 def _summary(
     metric: str, values: Sequence[float], n_miss: int, unit: str, missed: Missed, resamples: int, seed: int
 ) -> Summary:
+    _check_finite(metric, *values)
     array = np.asarray([value for value in values if not isnan(value)], dtype=np.float64)
     n_na = len(values) - len(array)
     if not len(array):

@@ -170,9 +170,13 @@ def test_errors_name_the_argument():
         calibration(probs.log(), labels)
     with pytest.raises(ValueError, match=r"apply the softmax to logits first"):
         calibration(probs * math.nan, labels)
-    with pytest.raises(ValueError, match=r"bins is 0"):
-        calibration(probs, labels, bins=0)
-    with pytest.raises(ValueError, match=r"foreground_margin is -1"):
-        calibration(probs, labels, foreground_margin=-1)
+    for wrong in (0, 2.5, True, None):
+        with pytest.raises(ValueError, match=rf"bins is {wrong}; expected a whole number of at least 1"):
+            calibration(probs, labels, bins=wrong)
+    for wrong in (-1, 1.5, True):
+        with pytest.raises(ValueError, match=rf"foreground_margin is {wrong}; expected a whole number of at least 0"):
+            calibration(probs, labels, foreground_margin=wrong)
+    with pytest.raises(ValueError, match=r"classes has 1 twice"):
+        calibration_per_class(probs, labels, classes=(1, 1))
     with pytest.raises(ValueError, match=r"classes has 2; expected 0\.\.1"):
         calibration_per_class(probs, labels, classes=(0, 2))

@@ -93,3 +93,28 @@ def test_csv_errors_name_the_line(tmp_path):
     path.write_text("case,dice\n1,0.5\n")
     with pytest.raises(ValueError, match=r"has the columns \['case', 'dice'\]; expected \['case', 'label'"):
         read_cases_csv(path)
+
+
+@pytest.mark.parametrize(
+    ("classes", "told"),
+    [
+        (["1"], r"classes\[0\] is '1'; expected a whole number of at least 0"),
+        ([1, 1.5], r"classes\[1\] is 1.5; expected a whole number of at least 0"),
+        ([True], r"classes\[0\] is True; expected a whole number of at least 0"),
+        ([1, -1], r"classes\[1\] is -1; expected a whole number of at least 0"),
+        ([1, 2, 1], "classes has 1 twice; expected every class once"),
+        (1, "classes is 1; expected whole numbers, one a class"),
+        ("12", "classes is '12'; expected whole numbers, one a class"),
+    ],
+)
+def test_classes_are_whole_numbers_each_once(classes, told):
+    pair = square(2), square(3)
+    with pytest.raises(ValueError, match=told):
+        evaluate_case(*pair, classes=classes, spacing_mm=(1, 1))
+    with pytest.raises(ValueError, match=told):
+        overlap_per_class(*pair, classes=classes)
+
+
+def test_classes_may_be_numbers_of_numpy():
+    (row,) = evaluate_case(square(2), square(2), classes=np.array([1], np.uint8), spacing_mm=(1, 1))
+    assert (row.label, type(row.label)) == (1, int)

@@ -58,5 +58,9 @@ def test_errors_name_the_argument():
         dice(mask.astype(np.int64), mask)
     with pytest.raises(ValueError, match=r"prediction has shape \(2, 2\); expected \(2, 3\) to match reference"):
         jaccard(mask, np.ones((2, 3), bool))
+    with pytest.raises(ValueError, match=r"prediction has shape \(\); expected at least one axis"):
+        dice(np.array(True), np.array(True))
+    with pytest.raises(ValueError, match=r"prediction_labels has shape \(\); expected at least one axis"):
+        overlap_per_class(np.array(1), np.array(1), classes=(1,))
     with pytest.raises(ValueError, match=r"reference_labels has dtype float32"):
         overlap_per_class(torch.ones(2, 2, dtype=torch.int64), torch.ones(2, 2), classes=(1,))

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from ssmis.metrics import (
     evaluate_case,
     paired_difference,
     summarise,
+    summarise_seeds,
     summarise_values,
 )
 
@@ -166,3 +168,36 @@ def test_paired_difference_errors():
         paired_difference([1.0, 2.0], [1.0])
     with pytest.raises(ValueError, match=r"none of the 1 cases has a value in both"):
         paired_difference([math.nan], [1.0])
+    for pair, name in ((([math.inf], [1.0]), "a"), (([1.0], [-math.inf]), "b")):
+        with pytest.raises(ValueError, match=rf"a value of {name} is -?inf; expected finite numbers"):
+            paired_difference(*pair)
+
+
+def test_infinite_values_have_no_mean():
+    rows = [replace(shifted(0)[0], hd95=math.inf), shifted(0)[1]]
+    with pytest.raises(ValueError, match=r"hd95 of case 'case0' is inf; expected finite numbers, or nan where"):
+        summarise(rows, metric="hd95")
+    with pytest.raises(ValueError, match=r"hd95 of case 'case0' is inf"):
+        summarise_seeds([rows, rows], metric="hd95")
+    with pytest.raises(ValueError, match=r"ece is -inf; expected finite numbers"):
+        summarise_values([0.5, -math.inf], metric="ece")
+
+
+@pytest.mark.parametrize("resamples", [0, -1, 2.5, True])
+def test_resamples_are_a_whole_number(resamples):
+    rows = shifted(0)
+    calls = [
+        lambda: summarise(rows, metric="dice", resamples=resamples),
+        lambda: summarise_values([0.5], metric="ece", resamples=resamples),
+        lambda: summarise_seeds([rows], metric="dice", resamples=resamples),
+        lambda: compare_runs(rows, rows, metric="dice", resamples=resamples),
+        lambda: bootstrap_interval(np.ones(3), resamples=resamples),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match=rf"resamples is {resamples}; expected a whole number of at least 1"):
+            call()
+
+
+def test_an_interval_of_nothing():
+    with pytest.raises(ValueError, match="values is empty"):
+        bootstrap_interval(np.zeros(0))

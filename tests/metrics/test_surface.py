@@ -134,9 +134,11 @@ def test_errors_name_the_argument():
         surface_distances(mask, mask, spacing_mm=(1, 1, 1))
     with pytest.raises(ValueError, match=r"spacing_mm is \(1, 0\)"):
         surface_distances(mask, mask, spacing_mm=(1, 0))
-    for wrong in (1.0, None, "11", ("a", "b"), (1, float("nan")), (1, float("inf"))):
+    for wrong in (1.0, None, "11", ("a", "b"), (1, float("nan")), (1, float("inf")), (1, True), np.ones(2, bool)):
         with pytest.raises(ValueError, match=r"spacing_mm is .*; expected 2 positive numbers, one per axis"):
             surface_distances(mask, mask, spacing_mm=wrong)
+    with pytest.raises(ValueError, match=r"prediction has shape \(\); expected at least one axis"):
+        surface_distances(np.array(True), np.array(True), spacing_mm=())
     with pytest.raises(ValueError, match=r"convention is 'monai'; expected one of 'default', 'medpy'"):
         surface_distances(mask, mask, spacing_mm=(1, 1), convention="monai")
     with pytest.raises(ValueError, match=r"nsd_tolerance_mm is -1"):
