@@ -19,7 +19,8 @@ class BestOnValidation:
 
     Volumes are predicted whole, by the windows of the protocol, as in the final scoring. A case is averaged over the
     classes that apply to it, then cases are averaged; of equal values the earlier step stays. The column is
-    `validation_dice`.
+    `validation_dice`. A run that was killed may continue from before its best step: that best is of steps that are
+    taken anew, and is forgotten at the first look; the one that it had replaced is gone as well.
 
     Args:
         protocol: of the run.
@@ -54,6 +55,8 @@ class BestOnValidation:
             own = [overlap.dice for overlap in found.values() if not np.isnan(overlap.dice)]
             values += [float(np.mean(own))] if own else []
         dice = float(np.mean(values)) if values else nan
+        if step <= self.step:  # the run continued from before: looks are at the same steps as the first time
+            self.step, self.dice = 0, nan
         first = self.step == 0  # kept whatever it is: where no case has a Dice, the first look is as good as any
         if first or dice > self.dice or (np.isnan(self.dice) and not np.isnan(dice)):
             self.step, self.dice = step, dice

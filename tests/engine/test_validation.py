@@ -17,6 +17,7 @@ from ssmis.engine import (
     evaluate,
     fit,
     load_checkpoint,
+    save_checkpoint,
     seconds_per_step,
     steps_for,
 )
@@ -83,6 +84,31 @@ def test_a_resumed_run_remembers_and_a_new_one_forgets(split, tmp_path):
     assert fresh.step == 0
     assert fresh(2, recipe_of())["validation_dice"] == fresh.dice
     assert load_checkpoint(fresh.path)["step"] == 2
+
+
+def test_a_best_from_beyond_the_resumed_checkpoint_is_forgotten(split, tmp_path):
+    class Killed(Exception):
+        pass
+
+    def kill(step, recipe):
+        if step == 4:
+            raise Killed
+
+    protocol = replace(SMALL, fit=replace(FIT, checkpoint_every=3))
+    batches = protocol.batches(protocol.cache(split.labelled, tmp_path / "cache"), split.labelled)
+    best = BestOnValidation(protocol, split.val, tmp_path)
+    with pytest.raises(Killed):
+        fit(recipe_of(), batches, protocol.fit, out=tmp_path, callbacks=[best, kill], progress=False)
+    assert load_checkpoint(tmp_path / "checkpoints" / "last.pt")["step"] == 3
+    save_checkpoint(best.path, {"step": 4, "dice": 1.0, "recipe": recipe_of().state_dict()})  # it does not get better
+    _, best = trained(split, tmp_path, checkpoint_every=3)
+    lines = [line.split(",") for line in (tmp_path / "quality.csv").read_text().splitlines()]
+    values = {int(line[0]): float(line[lines[0].index("validation_dice")]) for line in lines[1:]}
+    assert list(values) == [2, 4, 6]
+    assert best.dice == pytest.approx(max(values[4], values[6]), abs=1e-5)
+    assert values[best.step] == max(values[4], values[6])
+    kept = load_checkpoint(best.path)
+    assert (kept["step"], kept["dice"]) == (best.step, best.dice)
 
 
 def test_it_needs_labelled_cases(split, tmp_path):
