@@ -2,7 +2,7 @@
 """Several seeds as the unit of work: rows by seeds, trained, scored and written as one table; resumable throughout."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from math import inf
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ssmis._checks import check_choice
 from ssmis._study_rows import ALL_LABELS, SUPERVISED, Build, check_everything, rows_of
 from ssmis.data import Batch, Case, Split
 from ssmis.data.texts import read_json
@@ -87,9 +88,13 @@ def run(
         FileExistsError: another process measures speeds in `out`.
         DataError: from reading cases.
     """
-    protocol = PROTOCOLS[protocol] if isinstance(protocol, str) else protocol
+    if isinstance(protocol, str):
+        check_choice(protocol, PROTOCOLS, name="protocol")
+        protocol = PROTOCOLS[protocol]
     everything = tuple(everything)
     rows = rows_of(recipe, ceiling=bool(everything))
+    if isinstance(seeds, bool) or not isinstance(seeds, int | Iterable):
+        raise ValueError(f"seeds is {seeds!r}; expected how many, or whole numbers below 2**63, each once")
     seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     if not seeds or len(set(seeds)) < len(seeds) or not all(type(seed) is int and abs(seed) < 2**63 for seed in seeds):
         raise ValueError(f"seeds is {seeds}; expected at least one whole number below 2**63, each once")

@@ -225,6 +225,9 @@ def test_a_recipe_by_name_takes_the_protocols_preset(split, tmp_path):
         ({"seeds": [1, 1]}, r"seeds is \[1, 1\]"),
         ({"seeds": [1.5]}, r"seeds is \[1\.5\]; expected at least one whole number below 2\*\*63, each once"),
         ({"seeds": [True]}, r"seeds is \[True\]; expected at least one whole number"),
+        ({"seeds": True}, r"seeds is True; expected how many, or whole numbers below 2\*\*63, each once"),
+        ({"seeds": None}, "seeds is None; expected how many"),
+        ({"seeds": 1.5}, "seeds is 1.5; expected how many"),
         ({"seeds": "01"}, "expected at least one whole number"),
         ({"seeds": [2**64]}, "expected at least one whole number"),
         ({"minutes": True}, "minutes is True; expected a finite number above 0"),
@@ -247,6 +250,8 @@ def test_errors_name_the_argument(split, tmp_path, options, told):
 def test_errors_of_names_and_folders(split, tmp_path, copied):
     with pytest.raises(ValueError, match="unknown recipe 'dual'"):
         run(SMALL, "dual", split=split, out=tmp_path)
+    with pytest.raises(ValueError, match="protocol is 'la'; expected one of 'la/paper'"):
+        run("la", {"cross": cross}, split=split, out=tmp_path)
     with pytest.raises(ValueError, match="row 'a/b' names a folder"):
         run(SMALL, {"a/b": cross}, split=split, out=tmp_path)
     with pytest.raises(ValueError, match="neither test nor validation"):
@@ -394,6 +399,9 @@ def test_what_was_kept_before_stays(copied, split, tmp_path):
         found.keep(kept)
     with pytest.raises(ValueError, match="expected another one than the study's"):
         found.keep(kept / "study.json")
+    for inner in (kept / "cross", kept / "new" / "folder", kept / "cross" / ".." / "new"):
+        with pytest.raises(ValueError, match="expected another one than the study's and outside of it"):
+            read_study(kept).keep(inner)
     other = run(replace(SMALL, fit=replace(FIT, steps=1)), {"cross": cross}, split=split, out=tmp_path / "other",
                 seeds=1, progress=False)  # fmt: skip
     with pytest.raises(ValueError, match="holds another study: protocol_steps, supervised, cross differ"):

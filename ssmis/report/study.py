@@ -138,11 +138,14 @@ class Study:
         was kept of this study before stays, and is replaced where there is something newer.
 
         Raises:
-            ValueError: the folder is the study's own, no folder, or holds another study.
+            ValueError: the folder is the study's own or in it, no folder, or holds another study.
         """
         folder = Path(folder)
-        if folder.exists() and (not folder.is_dir() or folder.samefile(self.folder)):
-            raise ValueError(f"folder is {folder}; expected another one than the study's, or a new one")
+        inside = self.folder.resolve() in (folder.resolve(), *folder.resolve().parents)
+        if inside or (folder.exists() and (not folder.is_dir() or folder.samefile(self.folder))):
+            raise ValueError(
+                f"folder is {folder}; expected another one than the study's and outside of it, or a new one"
+            )
         files = []
         for cell in self._finished():
             files += [file for place in reversed([*cell.folders.values()]) for file in _kept(place)]
