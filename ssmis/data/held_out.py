@@ -21,9 +21,12 @@ class HeldOut:
     """Context in which the readers of this package refuse `cases`: `load_la`, `read_scan`, `read_labels`, `Cache`.
 
     It holds for the whole process, in every thread, since batches are made in another one; a process that was forked
-    inside has it too. Files are known by where they are and by what the file system calls them, so links lead to the
-    same refusal. Code that opens files by other means (h5py, nibabel, numpy) is not stopped, nor is a copy of a file,
-    nor what was read before.
+    inside has it too, such as a worker of a torch `DataLoader` on Linux. Files are known by where they are and by what
+    the file system calls them, so links lead to the same refusal.
+
+    What stays open: code that opens files by other means (h5py, nibabel, numpy), a copy of a file, what was read
+    before, and a process that begins anew, by `subprocess` or the start methods "spawn" and "forkserver" (workers on
+    macOS and Windows, and on Linux from Python 3.14 on), unless it enters a `HeldOut` of its own.
 
     Args:
         cases: what nothing may read inside; image, further channels and label are closed.

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Unlabelled ground truth cannot reach the weights, because nothing reads it; held-out cases cannot be opened."""
 
+import multiprocessing
 import os
 import shutil
 import threading
@@ -186,6 +187,30 @@ def test_the_file_is_closed_whatever_the_case_is_called(with_test, tmp_path):
             with pytest.raises(HeldOutError, match="is held out"):
                 load_la(case)
         assert_open(la_split(root, labelled=2).labelled[0])
+
+
+class Opened(torch.utils.data.Dataset):
+    """What happens when a case is opened."""
+
+    def __init__(self, cases):
+        self.cases = cases
+
+    def __len__(self):
+        return len(self.cases)
+
+    def __getitem__(self, index):
+        try:
+            return f"open {load_la(self.cases[index]).spacing_mm}"
+        except HeldOutError:
+            return "closed"
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="processes are not forked here")
+def test_a_worker_that_is_forked_inside_is_closed_too(with_test):
+    workers = torch.utils.data.DataLoader(Opened(with_test[1]), num_workers=1, multiprocessing_context="fork")
+    with HeldOut(with_test[1]):
+        assert [told for (told,) in workers] == ["closed"] * 2
+    assert all(told.startswith("open") for (told,) in workers)
 
 
 def test_guards_nest(with_test):
