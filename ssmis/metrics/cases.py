@@ -3,10 +3,11 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from math import inf, isnan
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from ssmis.metrics._masks import ArrayLike, class_numbers, label_pair
 from ssmis.metrics.overlap import mask_overlap
@@ -107,7 +108,8 @@ def read_cases_csv(path: str | Path) -> list[CaseScore]:
     """Read what `write_cases_csv` wrote.
 
     Raises:
-        ValueError: the columns are others, or a line has something else where a number belongs.
+        ValueError: the columns are others, or a line holds what no score can be: a word or an infinite number where a
+            number belongs, a Dice above 1, an unknown status, nan in a class that applies.
     """
     kinds: dict[str, Any] = {field.name: field.type for field in fields(CaseScore)}
     try:
@@ -120,9 +122,28 @@ def read_cases_csv(path: str | Path) -> list[CaseScore]:
         if reader.fieldnames != list(kinds):
             raise ValueError(f"it has the columns {reader.fieldnames}; expected {list(kinds)}")
         for line in reader:
+            if None in line or None in line.values():
+                raise ValueError(f"it has other than {len(kinds)} cells; expected one a column")
             values: dict[str, Any] = dict(line)
             values |= {name: kind(values[name]) for name, kind in kinds.items() if kind in (int, float)}
+            _check_range(values, kinds)
             rows.append(CaseScore(**values))
     except (TypeError, ValueError, csv.Error) as error:
         raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
     return rows
+
+
+def _check_range(values: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
+    """Raise ValueError unless a score can have these values."""
+    for name, kind in kinds.items():
+        value = values[name]
+        if known := get_args(kind):
+            if value not in known:
+                raise ValueError(f"{name} is {value!r}; expected one of {', '.join(known)}")
+        elif name in METRICS and values["status"] == "na":
+            if not isnan(value):
+                raise ValueError(f"{name} is {value}; expected nan, as the status is na")
+        elif kind in (int, float):
+            top = 1 if name in ("dice", "jaccard", "nsd") else inf
+            if not 0 <= value <= top or value == inf:
+                raise ValueError(f"{name} is {value}; expected a number {'in [0, 1]' if top == 1 else 'of at least 0'}")

@@ -6,7 +6,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from math import nan
+from math import inf, isnan, nan
 from pathlib import Path
 from typing import Any
 
@@ -183,17 +183,38 @@ def read_reliability(path: Path) -> Reliability:
     """Read the bins of a reliability diagram.
 
     Raises:
-        ValueError: the columns are others, or a line has something else where a number belongs.
+        ValueError: the columns are others, there is no bin, or a line holds what no bin can: a word where a number
+            belongs, fewer than 0 voxels, a share outside [0, 1].
     """
     names = [field.name for field in fields(Reliability)]
+    bins = []
     try:
-        rows = list(csv.reader(io.StringIO(path.read_bytes().decode(), newline="")))
-        if not rows or rows[0] != names:
-            raise ValueError(f"it has the columns {rows[:1]}; expected {names}")
-        count, confidence, frequency = np.array(rows[1:], dtype=np.float64).reshape(-1, 3).T
+        reader = csv.reader(io.StringIO(path.read_bytes().decode(), newline=""))
+        if (head := next(reader, None)) != names:
+            raise ValueError(f"it has the columns {head}; expected {names}")
+        for line in reader:
+            try:
+                bins.append(_bin(line))
+            except ValueError as error:
+                raise ValueError(f"line {reader.line_num}: {error}") from error
+        if not bins:
+            raise ValueError("there is no bin; expected a line for each")
     except (ValueError, csv.Error) as error:
         raise ValueError(f"{path}: {error}") from error
-    return Reliability(count, confidence, frequency)
+    return Reliability(*np.array(bins, dtype=np.float64).T)
+
+
+def _bin(line: Sequence[str]) -> list[float]:
+    """Voxels, mean confidence and frequency of a bin; the shares are nan where it has no voxel."""
+    if len(line) != 3:
+        raise ValueError(f"it has {len(line)} cells; expected 3")
+    count, *shares = map(float, line)
+    if not 0 <= count < inf:
+        raise ValueError(f"count is {count:g}; expected a number of voxels")
+    for name, share in zip(("confidence", "frequency"), shares):
+        if not 0 <= share <= 1.02 and not (count == 0 and isnan(share)):  # as far as half precision is off 1
+            raise ValueError(f"{name} is {share:g}; expected a share in [0, 1]")
+    return [count, *shares]
 
 
 def warnings_of(run: ReportRun) -> list[str]:

@@ -118,3 +118,26 @@ def test_classes_are_whole_numbers_each_once(classes, told):
 def test_classes_may_be_numbers_of_numpy():
     (row,) = evaluate_case(square(2), square(2), classes=np.array([1], np.uint8), spacing_mm=(1, 1))
     assert (row.label, type(row.label)) == (1, int)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"dice": "7"}, r"dice is 7\.0; expected a number in \[0, 1\]"),
+        ({"nsd": "-0.5"}, r"nsd is -0\.5; expected a number in \[0, 1\]"),
+        ({"hd95": "inf"}, "hd95 is inf; expected a number of at least 0"),
+        ({"jaccard": "nan"}, r"jaccard is nan; expected a number in \[0, 1\]"),
+        ({"status": "na"}, "dice is 0.4.*; expected nan, as the status is na"),
+        ({"status": "bogus"}, "status is 'bogus'; expected one of ok, miss, na"),
+        ({"unit": "inch"}, "unit is 'inch'; expected one of mm, voxel"),
+        ({"n_reference": "-5"}, "n_reference is -5; expected a number of at least 0"),
+        ({"nsd_tolerance": None}, "it has other than 15 cells"),
+        ({"more": "1"}, "it has other than 15 cells"),
+    ],
+)
+def test_csv_refuses_what_no_score_can_be(tmp_path, change, told):
+    (row,) = scores([(square(2), square(3))])
+    values = {name: value for name, value in (asdict(row) | change).items() if value is not None}
+    (tmp_path / "cases.csv").write_text("\n".join([",".join(asdict(row)), ",".join(map(str, values.values()))]))
+    with pytest.raises(ValueError, match=rf"cases\.csv, line 2: {told}"):
+        read_cases_csv(tmp_path / "cases.csv")

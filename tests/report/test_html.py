@@ -15,7 +15,7 @@ from ssmis.engine.log import CsvLog
 from ssmis.engine.record import reliability_csv
 from ssmis.metrics import calibration, compare_runs, evaluate_case, summarise, write_cases_csv
 from ssmis.report import CaseView, ReportRun, pick_cases, report_runs, seeds_table, write_report
-from ssmis.report.runs import read_log
+from ssmis.report.runs import read_log, read_reliability
 
 EVIL = """<script>alert(1)</script>"'><img src=x onerror=alert(1)>&amp;"""
 VOID = {"meta", "br"}
@@ -363,6 +363,30 @@ def test_errors_name_the_run(tmp_path, two):
     with pytest.raises(ValueError, match=r"quality.csv: could not convert string to float: 'what'"):
         written(tmp_path, [replace(runs[0])])
     assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        (["-5,0.5,0.5"], "line 2: count is -5; expected a number of voxels"),
+        (["0,nan,nan", "5,2,0.5"], r"line 3: confidence is 2; expected a share in \[0, 1\]"),
+        (["5,0.5,7"], r"line 2: frequency is 7; expected a share in \[0, 1\]"),
+        (["3,inf,0.5"], r"line 2: confidence is inf; expected a share in \[0, 1\]"),
+        (["3,nan,nan"], r"line 2: confidence is nan; expected a share in \[0, 1\]"),
+        (["5,0.9,0.8", "5,0.9"], "line 3: it has 2 cells; expected 3"),
+        (["5,0.9,much"], "line 2: could not convert string to float: 'much'"),
+        ([], "there is no bin; expected a line for each"),
+    ],
+)
+def test_bins_that_can_not_be_are_told_by_their_line(tmp_path, lines, told):
+    (tmp_path / "reliability.csv").write_text("\n".join(["count,confidence,frequency", *lines]))
+    with pytest.raises(ValueError, match=rf"reliability\.csv: {told}"):
+        read_reliability(tmp_path / "reliability.csv")
+
+
+def test_bins_of_half_precision_are_read(tmp_path):
+    (tmp_path / "reliability.csv").write_text("count,confidence,frequency\n0,nan,nan\n7.0,1.0004,1.0\n")
+    assert read_reliability(tmp_path / "reliability.csv").count.tolist() == [0, 7]
 
 
 @pytest.fixture(scope="module")
