@@ -9,6 +9,7 @@ from pathlib import Path
 from ssmis.engine.trained import spelled
 from ssmis.options import CompareOptions, TrainOptions
 from ssmis.registry import RECIPES
+from ssmis.report._methods import SEED
 from ssmis.report.html import MOST_METHODS
 
 
@@ -83,7 +84,7 @@ def _check_name(name: str, recipe: str, *, baseline: str) -> None:
         wrong = "expected at most 80 letters, digits, _, + and -: it names a folder"
     elif name in RECIPES:
         wrong = "which is another recipe"
-    elif re.search(r"seed_?\d", name):
+    elif SEED.search(name):
         wrong = "which a report takes for a seed"
     elif re.fullmatch(rf"{re.escape(baseline)}_\d+", name):
         wrong = "which is the row of equal_time"

@@ -11,7 +11,7 @@ from ssmis._checks import check_whole
 from ssmis._optional import require
 from ssmis.metrics._masks import Array
 from ssmis.metrics.cases import CaseScore
-from ssmis.metrics.summary import Missed, case_values, check_classes
+from ssmis.metrics.summary import Missed, case_values, check_classes, check_reference
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def summarise_seeds(
         metric: as in `summarise`, like `label`, `missed`, `resamples` and `seed`.
 
     Raises:
-        ValueError: what `summarise` raises, no run, other cases, classes or another unit in one of them.
+        ValueError: what `summarise` raises, no run, other cases, classes, references or another unit in one of them.
 
     Paper: Owen, The pigeonhole bootstrap, Annals of Applied Statistics 2007 (arXiv 0712.1111), for the crossing.
     """
@@ -116,7 +116,7 @@ def compare_seeds(
         metric: as in `summarise`, like `label` and `missed`.
 
     Raises:
-        ValueError: what `summarise_seeds` raises, or other cases or another unit in `b`.
+        ValueError: what `summarise_seeds` raises, or other cases, references or another unit in `b`.
 
     Empty case: with a single seed on either side the interval is nan.
     """
@@ -152,6 +152,7 @@ def _table(
             raise ValueError(f"case {alone[0]!r} is in only one of runs[0] and runs[{index}]; expected the same cases")
         if unit != units[0]:
             raise ValueError(f"{metric} of runs[{index}] is in {unit}; expected {units[0]} to match runs[0]")
+    check_reference({f"runs[{index}]": run for index, run in enumerate(runs)})
     return np.array([[row[case] for case in rows[0]] for row in rows], dtype=np.float64), n_miss, units[0]
 
 

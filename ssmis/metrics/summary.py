@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From scores of cases to numbers with their uncertainty: summaries over cases, and the comparison of two runs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isinf, isnan, nan
 from typing import Literal
@@ -126,8 +126,8 @@ def compare_runs(
         metric: as in `summarise`, like `label`, `missed`, `resamples` and `seed`.
 
     Raises:
-        ValueError: what `summarise` raises, other cases or classes in `b` than in `a`, or another unit or
-            tolerance.
+        ValueError: what `summarise` raises, other cases or classes in `b` than in `a`, another unit or tolerance, or
+            another number of voxels in the reference of a case.
     """
     if label is None:
         check_classes(b, a, name="b", other="a")
@@ -138,6 +138,7 @@ def compare_runs(
         raise ValueError(f"{len(alone)} cases are in only one of a and b, the first is {alone[0]!r}; expected the same")
     if unit != other:
         raise ValueError(f"{metric} of b is in {other}; expected {unit} to match a")
+    check_reference({"a": a, "b": b})
     return paired_difference(list(ours.values()), [theirs[case] for case in ours], resamples=resamples, seed=seed)
 
 
@@ -179,6 +180,20 @@ def check_classes(rows: Sequence[CaseScore], others: Sequence[CaseScore], *, nam
     own, theirs = (sorted({row.label for row in scores}) for scores in (rows, others))
     if own != theirs:
         raise ValueError(f"{name} has scores of the classes {own}; expected {theirs} to match {other}")
+
+
+def check_reference(runs: Mapping[str, Sequence[CaseScore]]) -> None:
+    """Raise ValueError unless each class of a case has as many voxels in the reference of all runs: name -> scores.
+
+    Cases of two data sets may have the same ids; they hardly have references of the same sizes.
+    """
+    known: dict[tuple[str, int], tuple[str, int]] = {}
+    for run, rows in runs.items():
+        for row in rows:
+            first, voxels = known.setdefault((row.case, row.label), (run, row.n_reference))
+            if row.n_reference != voxels and run != first:
+                told = f"case {row.case}, label {row.label} has {voxels} reference voxels in {first}"
+                raise ValueError(f"{told} and {row.n_reference} in {run}; expected scores against one reference")
 
 
 def case_values(

@@ -5,18 +5,18 @@ import re
 from collections.abc import Sequence
 from itertools import combinations
 from math import nan
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ssmis.metrics import CaseScore, paired_difference, summarise
 from ssmis.report.runs import ReportRun
 
+SEED = re.compile(r"(?:^|(?<=/)|[_-])seed_?-?\d+(?=/|$)")  # at the end of a folder's name, or all of it
+
 
 def method_of(run: ReportRun) -> str:
     """Name of a run without `_seedN`; of the folder, where the run is `seedN` in it."""
-    return re.sub(r"_?seed_?\d+", "", run.name).rstrip("/") or "seeds"
+    return re.sub("/+", "/", SEED.sub("", run.name)).strip("/") or "seeds"
 
 
 def methods_of(runs: Sequence[ReportRun]) -> dict[str, list[ReportRun]]:
@@ -25,30 +25,6 @@ def methods_of(runs: Sequence[ReportRun]) -> dict[str, list[ReportRun]]:
     for run in runs:
         methods.setdefault(method_of(run), []).append(run)
     return methods
-
-
-def check_together(runs: Sequence[ReportRun]) -> None:
-    """Raise ValueError unless the scores of these runs may stand in one table, as far as they and their records tell.
-
-    Runs may have scored other cases: each seed may hold out its own.
-    """
-    scored = [run for run in runs if run.scores]
-    found = {run.name: _kind_of(run) for run in scored}
-    for run in scored[1:]:
-        first, own = found[scored[0].name], found[run.name]
-        for name in [name for name in first if name in own and own[name] != first[name]]:
-            told = f"{run.name} has {name} {own[name]!r}, {scored[0].name} has {first[name]!r}"
-            raise ValueError(f"{told}: their numbers do not compare; expected reports of their own")
-
-
-def _kind_of(run: ReportRun) -> dict[str, Any]:
-    """What the scores of runs in one table share."""
-    record = run.settings("protocol.json") if (Path(run.folder) / "protocol.json").is_file() else {}
-    names = ("protocol.family", "evaluation.convention", "evaluation.label_names")
-    found: dict[str, Any] = {name: record[name] for name in names if name in record}
-    found["distances in"] = sorted({score.unit for score in run.scores})
-    found["classes"] = sorted({score.label for score in run.scores})
-    return found
 
 
 def unit_of(runs: Sequence[ReportRun]) -> str:

@@ -47,6 +47,7 @@ def results_section(runs: Sequence[ReportRun], metrics: Sequence[str]) -> Markup
     if scored:
         note = "Mean ± standard deviation over cases; below it the bootstrap 95 % interval of the mean. " * several
         note += "A missed case counts with Dice 0 and the image diagonal as distance."
+        note += _not_shared([run for _, run in scored])
         parts += [element("p", note, class_="muted"), _differences(scored, metrics[0]), _largest(scored, metrics)]
     if several:  # one case is all there is in the table
         drawn = list(dict.fromkeys([metrics[0], *(metric for metric in metrics if metric not in SHARES)]))[:3]
@@ -56,6 +57,15 @@ def results_section(runs: Sequence[ReportRun], metrics: Sequence[str]) -> Markup
     if scored:
         parts.append(_all_scores(scored, metrics[0]))
     return section("Results", *parts)
+
+
+def _not_shared(scored: Sequence[ReportRun]) -> str:
+    """That methods were scored on other cases, where they were."""
+    cases = [{score.case for run in runs for score in run.scores} for runs in methods_of(scored).values()]
+    every, some = set.intersection(*cases), set.union(*cases)
+    if every == some:
+        return ""
+    return f" Means are over other cases: of {len(some)} cases every method was scored on {len(every)} alone."
 
 
 def _methods(scored: Sequence[tuple[int, ReportRun]], metrics: Sequence[str]) -> Markup:

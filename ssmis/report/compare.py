@@ -11,6 +11,8 @@ from typing import Any
 from ssmis.data import DataError
 from ssmis.data.texts import read_json, read_text
 from ssmis.metrics import CaseScore, read_cases_csv, summarise, summarise_values
+from ssmis.metrics.summary import check_reference
+from ssmis.report._together import SHARED, check_shared
 from ssmis.report.tables import format_table
 
 # Everything that must be beside a number, as `entry.entry` of protocol.json.
@@ -21,11 +23,6 @@ FACTS = (
     *(f"evaluation.windows.{name}" for name in ("patch", "stride", "blending", "flips", "scale")),
     *(f"evaluation.{name}" for name in ("nets", "classes", "convention", "unit", "nsd_tolerance", "missed")),
     *(f"evaluation.{name}" for name in ("post_processing", "foreground_margin", "calibration_bins", "versions")),
-)
-# What all rows share; other facts may differ and are columns.
-SHARED = (
-    *("protocol.family", "evaluation.scored.sha256", "evaluation.classes", "evaluation.convention", "evaluation.unit"),
-    *("evaluation.missed", "evaluation.foreground_margin", "evaluation.calibration_bins", "checkpoint"),
 )
 
 
@@ -88,14 +85,13 @@ def runs_table(folders: Sequence[Path | str]) -> str:
         folders: of runs, or their `protocol.json` files.
 
     Raises:
-        ValueError: the runs are of different families, scored on other cases or by other conventions, or a record is
-            not complete; the message says which two and how they differ.
+        ValueError: the runs are of different families, scored on other cases, other references or by other
+            conventions, or a record is not complete; the message says which two and how they differ.
     """
     runs = [read_run(folder) for folder in folders]
     if not runs:
         raise ValueError("folders is empty; expected at least one run")
-    for run in runs[1:]:
-        check_comparable(runs[0], run)
+    check_comparable(runs)
     unit = runs[0].fact("evaluation.unit")
     distance = "asd" if runs[0].fact("evaluation.convention") == "medpy" else "assd"
     windows = {run.folder: _windows(run) for run in runs}
@@ -111,20 +107,17 @@ def runs_table(folders: Sequence[Path | str]) -> str:
     return format_table(headers, rows)
 
 
-def check_comparable(a: Run, b: Run, *, checkpoints: bool = False) -> None:
-    """Raise ValueError if the numbers of two runs must not stand in one table.
+def check_comparable(runs: Sequence[Run], *, checkpoints: bool = False) -> None:
+    """Raise ValueError if the numbers of runs must not stand in one table.
 
     Args:
-        a: a run.
-        b: another.
+        runs: of which each record is complete.
         checkpoints: the table has a column for the rule of the checkpoint, so that it may differ.
     """
-    for name in SHARED:
-        if checkpoints and name == "checkpoint":
-            continue
-        ours, theirs = a.fact(name), b.fact(name)
-        if ours != theirs:
-            raise ValueError(f"{b.folder} has {name} {theirs!r}, {a.folder} has {ours!r}: their numbers do not compare")
+    names = [name for name in (*SHARED, "evaluation.scored.sha256") if not (checkpoints and name == "checkpoint")]
+    facts = {str(run.folder): {name: run.fact(name) for name in names} for run in runs}
+    check_shared({run: {name: fact for name, fact in own.items() if fact is not _NONE} for run, own in facts.items()})
+    check_reference({str(run.folder): next(iter(run.scores.values())) for run in runs})
 
 
 def _windows(run: Run) -> str:

@@ -11,8 +11,9 @@ from ssmis.data import Case, DataError, Plan, find_dataset
 from ssmis.data.scans import case_scan, read_labels
 from ssmis.data.texts import read_json
 from ssmis.options import ReportOptions, gathered
-from ssmis.report._methods import check_together, differences, methods_of, over_seeds, unit_of
+from ssmis.report._methods import differences, methods_of, over_seeds, unit_of
 from ssmis.report._parts import number
+from ssmis.report._together import check_together
 from ssmis.report.html import write_report
 from ssmis.report.runs import CaseView, ReportRun, pick_cases
 from ssmis.report.tables import format_table
@@ -40,7 +41,9 @@ def report_runs(
 
     Raises:
         DataError: no run, or one without scores.
-        ValueError: their scores are of different kinds: of other families, conventions, units or classes.
+        ValueError: scores that do not compare (of other families, conventions, units,
+            classes, checkpoint rules, references, or of no case in common), or seeds of one method by their names that
+            differ in more than the seed.
     """
     runs = [runs] if isinstance(runs, str | Path) else runs
     chosen = gathered(ReportOptions, runs, options, spelled=lambda runs: [str(run) for run in runs])
@@ -101,12 +104,21 @@ def _inside(folder: Path) -> list[Path]:
     return [run for wanted in (True, False) for run, own in zip(found, first) if own is wanted]
 
 
+CHECKPOINTS = {
+    "last": "last checkpoint",
+    "best_on_validation": "best checkpoint on the validation cases",
+    "best_on_scored": "best checkpoint on the very cases that are scored, which flatters",
+}
+
+
 def _subtitle(runs: Sequence[ReportRun]) -> str:
     cases = {score.case for run in runs for score in run.scores}
     held_out = (
         "one held-out case, on its own grid" if len(cases) == 1 else f"{len(cases)} held-out cases, on their own grids"
     )
-    return f"{held_out}, last checkpoint"
+    rules = {str(run.settings("protocol.json").get("checkpoint", "")) for run in runs}
+    rule = rules.pop() if len(rules) == 1 else ""  # kept scores do not tell
+    return ", ".join([held_out, *([CHECKPOINTS.get(rule, f"checkpoint {rule}")] if rule else [])])
 
 
 def _views(runs: Sequence[ReportRun]) -> list[CaseView]:

@@ -8,9 +8,10 @@ from typing import Any
 
 from ssmis.report._cuts import METHOD_COLOURS
 from ssmis.report._markup import Markup, element
-from ssmis.report._methods import case_means, check_together, methods_of, unit_of
+from ssmis.report._methods import case_means, methods_of, unit_of
 from ssmis.report._parts import SHARES, coloured, metric_name, number, section, swatch, table
 from ssmis.report._results import results_section
+from ssmis.report._together import check_together
 from ssmis.report._training import training_section
 from ssmis.report.curves import reliability_chart
 from ssmis.report.panels import RAMP, case_strips
@@ -46,8 +47,9 @@ def write_report(
             dice, jaccard, hd95 and assd, or asd where distances are in voxels, as published tables have it.
 
     Raises:
-        ValueError: no run, more methods than colours, two runs of one name, scores that do not compare, a folder
-            without logs, a prediction of an unknown run, or arrays that do not fit each other.
+        ValueError: no run, more methods than colours, two runs of one name, scores that do not compare, seeds of one
+            method by their names that differ in more than the seed, a folder without logs, a prediction of an unknown
+            run, or arrays that do not fit each other.
     """
     names = [run.name for run in runs]
     if not runs or len(set(names)) < len(names):
@@ -123,7 +125,7 @@ def _calibration(runs: Sequence[ReportRun]) -> Markup:
     figures = []
     for index, run in coloured(runs):
         if (bins := run.bins) is not None:
-            told = f" ECE {number(bins.ece, 4)}, {int(bins.count.sum())} voxels"
+            told = f" ECE {number(bins.ece, 4)}, {int(bins.count.sum())} voxels{_region(run)}"
             caption = [swatch(index), element("b", run.name), element("span", told, class_="muted")]
             drawing = reliability_chart(bins, colour=index, label=f"reliability of {run.name}")
             figures.append(element("figure", element("figcaption", *caption), drawing))
@@ -135,19 +137,31 @@ def _calibration(runs: Sequence[ReportRun]) -> Markup:
     return section("Calibration", element("p", about, class_="muted"), element("div", *figures, class_="grid"))
 
 
+def _region(run: ReportRun) -> str:
+    """Where the voxels of a reliability diagram lie; empty where no record tells."""
+    margin = run.settings("protocol.json").get("evaluation.foreground_margin", "unknown")
+    if margin is None:
+        return " of the whole images"
+    return f" of the box around the reference, {margin} voxels wider on each side" if type(margin) is int else ""
+
+
 def _settings(runs: Sequence[ReportRun], file: str, title: str) -> Markup:
-    """Every setting of every run: those that differ side by side, the others once."""
-    found = [run.settings(file) for run in runs]
-    keys = list(dict.fromkeys(key for own in found for key in own))
-    shared = [key for key in keys if all(key in own and own[key] == found[0][key] for own in found)]
+    """Every setting of every run that has the file: those that differ side by side, the others once."""
+    found = {run.name: own for run in runs if (own := run.settings(file))}
+    if not found:
+        return Markup()
+    keys = list(dict.fromkeys(key for own in found.values() for key in own))
+    first = next(iter(found.values()))
+    shared = [key for key in keys if all(key in own and own[key] == first[key] for own in found.values())]
     parts = []
     if differ := [key for key in keys if key not in shared]:
-        rows = [[key, *(_setting(own[key]) if key in own else "-" for own in found)] for key in differ]
-        settings = table(["setting", *(run.name for run in runs)], rows, class_="cards settings runs")
+        rows = [[key, *(_setting(own[key]) if key in own else "-" for own in found.values())] for key in differ]
+        settings = table(["setting", *found], rows, class_="cards settings runs")
         told = f"{len(differ)} {'setting differs' if len(differ) == 1 else 'settings differ'} between the runs"
         parts.append(element("details", element("summary", told), settings, open=""))
-    told = f"{len(shared)} settings" + (" are the same in all runs" if len(runs) > 1 else "")
-    rows = [[key, _setting(found[0][key])] for key in shared]
+    told = f"{len(shared)} settings" + (" are the same in all runs" if len(found) > 1 else "")
+    told += f"; {len(runs) - len(found)} of {len(runs)} runs were kept without" if len(found) < len(runs) else ""
+    rows = [[key, _setting(first[key])] for key in shared]
     settings = table(["setting", "value"], rows, class_="settings")
     return section(title, *parts, element("details", element("summary", told), settings))
 

@@ -70,8 +70,9 @@ class ReportRun:
         return read_reliability(path) if self.reliability is None and path.exists() else self.reliability
 
     def settings(self, name: str) -> dict[str, Any]:
-        """A JSON file of the folder, flat: `outer.inner` -> value."""
-        return flat(read_json(Path(self.folder) / name))
+        """A JSON file of the folder, flat: `outer.inner` -> value; none where scores were kept without it."""
+        path = Path(self.folder) / name
+        return flat(read_json(path)) if path.exists() or not self.scores else {}
 
     @property
     def training_minutes(self) -> float:

@@ -96,8 +96,7 @@ class Study:
     def __str__(self) -> str:
         """The table of scores, the cells that are not finished, and the differences between rows."""
         runs = [run for cells in self.cells.values() for cell in cells for run in cell.runs.values()]
-        for run in runs[1:]:
-            check_comparable(runs[0], run, checkpoints=True)
+        check_comparable(runs, checkpoints=True)
         parts = [f"{self._about()}\n"]
         if runs:
             parts.append(self._scores(runs[0]) + "\n")

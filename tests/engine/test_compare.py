@@ -337,6 +337,7 @@ def test_what_cannot_be_kept_is_told_before_anything_is_trained(data, few, tmp_p
         ({"recipes": ["supervised", "uc_seg=dual_uncertainty"]}, "whose name is 'uc_seg'; which is another recipe"),
         ({"recipes": ["supervised", "../mine=uc_seg"]}, "whose name is '../mine'; expected at most 80 letters"),
         ({"recipes": ["supervised", "=uc_seg"]}, "whose name is ''; expected at most 80 letters"),
+        ({"recipes": ["supervised", "mine-seed_3=uc_seg"]}, "which a report takes for a seed"),
         ({"recipes": ["supervised", "mine_seed3=uc_seg"]}, "which a report takes for a seed"),
         ({"recipes": ["supervised", "supervised_40=supervised"]}, "which is the row of equal_time"),
         ({"recipes": ["supervised", "mine=uc_seg", "mine=mean_teacher"]}, "each once, or under other names"),

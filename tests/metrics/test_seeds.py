@@ -2,6 +2,7 @@
 """Means over seeds: what the interval covers, and when a difference is more than the seeds' own spread."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -101,3 +102,8 @@ def test_errors():
         summarise_seeds([[score("a", 0.5)], [score("a", 0.5, unit="voxel")]], metric="hd95")
     with pytest.raises(ValueError, match="is in only one"):
         compare_seeds(rows, runs_of([[0.5]]), metric="dice")
+    larger = [[replace(row, n_reference=6) for row in rows[1]]]
+    with pytest.raises(ValueError, match=r"has 5 reference voxels in runs\[0\] and 6 in runs\[1\]"):
+        summarise_seeds([rows[0], *larger], metric="dice")
+    with pytest.raises(ValueError, match="expected scores against one reference"):
+        compare_seeds(rows, larger, metric="dice")

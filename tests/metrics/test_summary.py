@@ -127,6 +127,9 @@ def test_runs_that_cannot_be_paired():
     with pytest.raises(ValueError, match=r"hd95 of b is in voxel; expected mm to match a"):
         compare_runs(rows[:1], voxels, metric="hd95")
     assert compare_runs(rows[:1], voxels, metric="dice").mean == 0
+    larger = [replace(row, n_reference=10) if row.case == "case3" else row for row in rows]
+    with pytest.raises(ValueError, match="case case3, label 1 has 9 reference voxels in a and 10 in b; expected"):
+        compare_runs(rows, larger, metric="dice")
 
 
 def test_bootstrap_interval_is_seeded_and_covers():

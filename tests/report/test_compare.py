@@ -3,6 +3,7 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -100,12 +101,20 @@ def test_scores_that_a_record_tells_of_and_are_not_there(tmp_path):
         ({"evaluation__scored__sha256": "c"}, r"evaluation\.scored\.sha256"),
         ({"evaluation__convention": "default"}, r"evaluation\.convention 'default'"),
         ({"evaluation__foreground_margin": 4}, "foreground_margin 4"),
+        ({"evaluation__nsd_tolerance": 2.0}, r"nsd_tolerance 2\.0"),
         ({"checkpoint": "best"}, "checkpoint 'best'"),
     ],
 )
 def test_runs_that_do_not_compare_are_refused(tmp_path, change, told):
     one, two = make(tmp_path / "one"), make(tmp_path / "two", **change)
     with pytest.raises(ValueError, match=rf"two has .*{told}.* do not compare"):
+        runs_table([one, two])
+
+
+def test_another_reference_of_a_case_is_refused(tmp_path):
+    one, two = make(tmp_path / "one"), make(tmp_path / "two")
+    write_cases_csv(two / "cases.csv", [replace(score, n_reference=6) for score in scores(0.8)])
+    with pytest.raises(ValueError, match=r"case A, label 1 has 5 reference voxels in .*one and 6 in .*two; expected"):
         runs_table([one, two])
 
 

@@ -15,6 +15,7 @@ from ssmis.engine.log import CsvLog
 from ssmis.engine.record import reliability_csv
 from ssmis.metrics import calibration, compare_runs, evaluate_case, summarise, write_cases_csv
 from ssmis.report import CaseView, ReportRun, pick_cases, report_runs, seeds_table, write_report
+from ssmis.report._methods import method_of
 from ssmis.report.runs import read_log, read_reliability
 
 EVIL = """<script>alert(1)</script>"'><img src=x onerror=alert(1)>&amp;"""
@@ -76,10 +77,10 @@ def write_run(folder, *, seed=0, cases=("a", "b", "c", "d"), steps=20, planned=2
     (folder / "protocol.json").write_text(json.dumps({"fit": {"steps": planned, "seed": seed}, "patch": [8, 8]}))
     (folder / "env.json").write_text(json.dumps({"packages": {"torch": "9.9"}, "gpus": []}))
     scores, predictions = [], {}
-    for case in cases:
+    for index, case in enumerate(cases):
         predictions[case] = label_map(rng, rng.uniform(2, 4))
-        spacing = (1.0, 1.0, 1.0)
-        scores += evaluate_case(predictions[case], label_map(rng, 3), classes=(1,), spacing_mm=spacing, case=case)
+        reference = label_map(np.random.default_rng(100 + index), 3)  # one for all runs
+        scores += evaluate_case(predictions[case], reference, classes=(1,), spacing_mm=(1.0, 1.0, 1.0), case=case)
     if scores:
         write_cases_csv(folder / "cases.csv", scores)
     return ReportRun(f"row{seed}", folder, peak_memory_mb=1234.0), predictions
@@ -250,23 +251,134 @@ def recorded(run, **changes):
     return run
 
 
+RECORD = {
+    "protocol": {"family": "la"},
+    "checkpoint": "last",
+    "evaluation": {"convention": "default", "foreground_margin": 8, "nsd_tolerance": 1.0},
+}
+
+
+def evaluated(**changes):
+    return {"evaluation": RECORD["evaluation"] | changes}
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
         (lambda run: rescored(run, unit="voxel"), r"row1 has distances in \['voxel'\], row0 has \['mm'\]"),
         (lambda run: rescored(run, label=2), r"row1 has classes \[2\], row0 has \[1\]"),
+        (lambda run: rescored(run, nsd_tolerance=2.0), r"row1 has tolerance of nsd \[2\.0\], row0 has \[1\.0\]"),
         (lambda run: recorded(run, protocol={"family": "acdc"}), r"protocol\.family 'acdc', row0 has 'la'"),
-        (lambda run: recorded(run, evaluation={"convention": "medpy"}), r"evaluation\.convention 'medpy'"),
+        (lambda run: recorded(run, protocol={}), r"protocol\.family '', row0 has 'la'"),
+        (lambda run: recorded(run, **evaluated(convention="medpy")), r"evaluation\.convention 'medpy'"),
+        (lambda run: recorded(run, **evaluated(nsd_tolerance=2.0)), r"evaluation\.nsd_tolerance 2\.0, row0 has 1\.0"),
+        (lambda run: recorded(run, **evaluated(foreground_margin=None)), "foreground_margin None, row0 has 8"),
+        (lambda run: recorded(run, checkpoint="best_on_validation"), "checkpoint 'best_on_validation'"),
     ],
 )
 def test_scores_that_do_not_compare_are_refused(tmp_path, two, change, told):
-    (first, second), _ = two
-    recorded(first, protocol={"family": "la"}, evaluation={"convention": "default"})
+    first, second = (recorded(run, **RECORD) for run in two[0])
     with pytest.raises(ValueError, match=f"{told}.*their numbers do not compare"):
         written(tmp_path, [first, change(second)])
     with pytest.raises(ValueError, match="their numbers do not compare"):
         report_runs([first.folder, second.folder], out=str(tmp_path / "report.html"))
     assert not (tmp_path / "report.html").exists()
+
+
+def kept(run, name):
+    """The scores of a run alone, in another folder."""
+    folder = run.folder.parent / name
+    folder.mkdir()
+    shutil.copy(run.folder / "cases.csv", folder)
+    return ReportRun(name, folder)
+
+
+def test_kept_scores_stand_beside_one_family_only(tmp_path, two):
+    (first, second), _ = two
+    alone = kept(first, "kept")
+    recorded(first, **RECORD)
+    assert "1 of 2 runs were kept without" in written(tmp_path, [alone, first]).text
+    recorded(second, **RECORD | {"protocol": {"family": "pancreas"}})
+    with pytest.raises(ValueError, match=r"row1 has protocol\.family 'pancreas', row0 has 'la'"):
+        written(tmp_path, [alone, first, second])
+
+
+def test_another_reference_of_a_case_is_refused(tmp_path, two):
+    (first, second), _ = two
+    voxels = second.scores[0].n_reference
+    other = rescored(second, n_reference=80)
+    told = rf"case a, label 1 has {voxels} reference voxels in row0 and 80 in row1; expected scores against one refer"
+    with pytest.raises(ValueError, match=told):
+        written(tmp_path, [first, other])
+
+
+def test_methods_without_a_case_in_common_are_refused_and_others_told(tmp_path, two):
+    (first, second), _ = two
+    write_cases_csv(second.folder / "cases.csv", [replace(score, case=f"{score.case}2") for score in second.scores])
+    told = "row1 was scored on 4 cases, such as 'a2', and row0 on 4 others, such as 'a'; expected"
+    with pytest.raises(ValueError, match=told):
+        written(tmp_path, [first, ReportRun("row1", second.folder)])
+    folds = [ReportRun(f"method_seed{index}", run.folder) for index, run in enumerate((first, second))]
+    assert "other cases" not in written(tmp_path, folds).text  # each seed may hold out its own
+    write_cases_csv(second.folder / "cases.csv", second.scores[:3])
+    assert "of 4 cases every method was scored on 3 alone" in written(tmp_path, [first, replace(second)]).text
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        ("supervised_seed0", "supervised"),
+        ("a/supervised_seed_12", "a/supervised"),
+        ("supervised-seed-5", "supervised"),
+        ("row/seed0", "row"),
+        ("row/seed0/best", "row/best"),
+        ("seed1/uc_seg", "uc_seg"),
+        ("seed0", "seeds"),
+        *((name, name) for name in ("linseed5", "nseed10/x", "reseed2_x", "a_seed0_copy", "a_seeds0", "speed3")),
+    ],
+)
+def test_a_seed_is_the_end_of_a_name(name, method):
+    assert method_of(ReportRun(name, "")) == method
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"fit": {"seed": 1, "steps": 6000}}, "fit.steps is 20 and 6000"),
+        ({"labelled": {"count": 16, "sha256": "b"}}, "labelled.count is 8 and 16"),
+        ({"method": {"class": "Supervised"}}, "method.class is 'UCSeg' and 'Supervised'"),
+        ({"protocol": {"name": "la/cpu"}}, "protocol.name is 'la/paper' and 'la/cpu'"),
+        ({"labelled": {"count": 8, "sha256": "b"}, "protocol": {"name": "la/cpu"}}, ""),  # as its lists have it
+        ({"versions": {"torch": "8"}, "fit": {"seed": 1, "steps": 20, "device": "cuda"}}, ""),
+    ],
+)
+def test_seeds_of_a_method_differ_in_the_seed_alone(tmp_path, two, change, told):
+    record = {"method": {"class": "UCSeg"}, "labelled": {"count": 8, "sha256": "a"}, "protocol": {"name": "la/paper"}}
+    for run in two[0]:
+        recorded(run, **record)
+    recorded(two[0][1], **change)
+    seeds = [ReportRun(f"x_seed{index}", run.folder) for index, run in enumerate(two[0])]
+    if not told:
+        written(tmp_path, seeds)
+        return
+    with pytest.raises(ValueError, match=f"x_seed0 and x_seed1 are seeds of 'x' .* {told}; .*: rename one of"):
+        written(tmp_path, seeds)
+    written(tmp_path, two[0])  # by other names
+
+
+@pytest.mark.parametrize(
+    ("margin", "told"),
+    [(None, " voxels of the whole images"), (8, "voxels of the box around the reference, 8 voxels wider on each side")],
+)
+def test_the_region_of_a_reliability_diagram_is_told(tmp_path, two, margin, told):
+    run = recorded(two[0][0], **evaluated(foreground_margin=margin))
+    assert told in written(tmp_path, [run]).text
+
+
+def test_the_rule_of_the_checkpoint_is_that_of_the_record(tmp_path, two):
+    recorded(two[0][0], checkpoint="best_on_validation")
+    page = Page(report_runs(two[0][0].folder, out=str(tmp_path / "report.html")))
+    assert "4 held-out cases, on their own grids, best checkpoint on the validation cases" in page.text
 
 
 def test_supervised_runs_of_a_folder_come_first(tmp_path, two):
