@@ -189,7 +189,9 @@ def _report(words: Sequence[str]) -> int:
     chosen = parse("report", o.ReportOptions, words)
     path = report_runs(chosen, say)
     say(f"report: {path.resolve()}")
-    suggest("predict", chosen.runs[-1], "IMAGE", "-o", "predictions")
+    last = Path(chosen.runs[-1])
+    if (last / "options.json").is_file() or any(last.glob("*/options.json")):  # no scores that were kept, no study
+        suggest("predict", chosen.runs[-1], "IMAGE", "-o", "predictions")
     return 0
 
 

@@ -25,6 +25,7 @@ from ssmis.engine.train import FREE_OPTIONS, changed_options, plan_from, resolve
 from ssmis.engine.trained import build_recipe
 from ssmis.options import CompareOptions, TrainOptions, gathered
 from ssmis.report import report_runs
+from ssmis.report.study import kept_files
 
 __all__ = ["Comparison", "compare_methods"]
 
@@ -240,12 +241,12 @@ def _report(
     runs: Mapping[Path, TrainOptions],
     tell: Callable[[str], object] = lambda text: None,
 ) -> Path:
-    """Write the report of these runs, and copy their scores where they shall be kept."""
+    """Write the report of these runs, and copy their scores, with what they depend on, where they shall be kept."""
     for folder in runs if chosen.keep else ():
         kept = Path(str(chosen.keep)) / folder.name
         kept.mkdir(parents=True, exist_ok=True)
-        for scores in folder.glob("cases*.csv"):
-            shutil.copyfile(scores, kept / scores.name)
+        for file in kept_files(folder):
+            shutil.copyfile(file, kept / file.name)
     return report_runs(list(runs), tell, out=str(out / "report.html"), title=Path(chosen.data).name)
 
 

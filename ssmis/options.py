@@ -117,7 +117,7 @@ class CompareOptions:
         coefficients: NAME=VALUE of every method but supervised ones, or METHOD.NAME=VALUE of one.
         equal_time: train the baseline a second time, for as long as the slowest other method takes.
         beside: runs at the same time, each with one thread.
-        keep: folder to which the scores of all cases are copied.
+        keep: folder to which the scores of all cases, and what they depend on, are copied.
         nets: see `ssmis train --help`, as for all that follow.
         labelled: cases that keep their labels.
         test: held-out cases.
@@ -237,7 +237,7 @@ class ReportOptions:
     """Compare runs in one HTML file, the baseline first.
 
     Attributes:
-        runs: run folders that were evaluated.
+        runs: run folders that were evaluated, folders of them, or studies.
         out: the file.
         title: of the page.
     """

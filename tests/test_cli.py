@@ -19,6 +19,7 @@ from ssmis import cli, options
 from ssmis._arguments import parse
 from ssmis.data import write_phantoms
 from ssmis.engine.demo import write_demo
+from ssmis.metrics import METRICS, CaseScore, write_cases_csv
 
 nib = pytest.importorskip("nibabel")
 pytest.importorskip("jsonargparse")
@@ -244,3 +245,14 @@ def test_hyphens_are_underscores_and_a_slip_of_the_pen_is_pointed_out(capsys):
         parse("compare", options.CompareOptions, ["DATA", "--equal-tim"])
     with pytest.raises(ValueError, match="unrecognized arguments: --xyz 3; see ssmis train --help"):
         parse("train", options.TrainOptions, ["DATA", "--xyz", "3"])
+
+
+def test_kept_scores_have_a_report_and_predict_nothing(tmp_path, capsys):
+    metrics = dict.fromkeys(METRICS, 0.5)
+    for name in ("supervised_seed0", "uc_seg_seed0"):
+        (tmp_path / name).mkdir()
+        write_cases_csv(tmp_path / name / "cases.csv", [CaseScore("a", 1, "ok", 9, 9, **metrics, unit="mm")])
+    assert cli.main(["report", str(tmp_path), "--out", str(tmp_path / "report.html")]) == 0
+    out = capsys.readouterr().out
+    assert "uc_seg minus supervised: Dice +0.00 points, one case" in out
+    assert "ssmis predict" not in out

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A report from run folders alone: scores, spread over seeds, cases with their predictions."""
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from ssmis.report._parts import number
 from ssmis.report._together import check_together
 from ssmis.report.html import write_report
 from ssmis.report.runs import CaseView, ReportRun, pick_cases
+from ssmis.report.study import read_study
 from ssmis.report.tables import format_table
 
 
@@ -31,8 +33,9 @@ def report_runs(
     case of the last run are shown, with the predictions of every run and their uncertainty.
 
     Args:
-        runs: scored run folders, the baseline first, or folders of them, whose supervised runs come first; one or
-            several; or all options.
+        runs: scored run folders, the baseline first, or folders of them, whose supervised runs come first, or studies,
+            whose finished runs are taken in the order of the rows; one or several; or all options. Scores that were
+            kept without logs and settings (`cases.csv`) are a run, too.
         tell: called with the lines of the table.
         options: of `ReportOptions`.
 
@@ -41,18 +44,14 @@ def report_runs(
 
     Raises:
         DataError: no run, or one without scores.
-        ValueError: scores that do not compare (of other families, conventions, units,
+        ValueError: a run that is named twice, scores that do not compare (of other families, conventions, units,
             classes, checkpoint rules, references, or of no case in common), or seeds of one method by their names that
             differ in more than the seed.
     """
     runs = [runs] if isinstance(runs, str | Path) else runs
     chosen = gathered(ReportOptions, runs, options, spelled=lambda runs: [str(run) for run in runs])
     folders = _folders(chosen.runs)
-    parents = len({folder.name for folder in folders}) < len(folders)
-    named = [
-        ReportRun(f"{folder.resolve().parent.name}/{folder.name}" if parents else folder.name, folder)
-        for folder in folders
-    ]
+    named = [ReportRun(name, folder) for name, folder in zip(_names(folders), folders)]
     check_together(named)
     write_report(chosen.out, named, title=chosen.title, subtitle=_subtitle(named), views=_views(named))
     for line in (*seeds_table(named).splitlines(), *compared(named).splitlines()):
@@ -84,24 +83,43 @@ def compared(runs: Sequence[ReportRun]) -> str:
 def _folders(runs: Sequence[str]) -> list[Path]:
     folders: list[Path] = []
     for run in map(Path, runs):
-        inside = [run] if (run / "protocol.json").is_file() else _inside(run)
-        if not inside:
-            raise DataError(f"{run}: there is no run folder; expected protocol.json in it")
+        if not (inside := [run] if _is_run(run) else _inside(run)):
+            raise DataError(f"{run}: there is no run folder; expected protocol.json or cases.csv in it")
         folders += inside
     for folder in folders:
         if not (folder / "cases.csv").is_file():
             raise DataError(f"{folder}: there are no scores; run ssmis evaluate {folder} first")
     if not folders:
         raise DataError("there is no run to report on")
+    real = [folder.resolve() for folder in folders]
+    if twice := [folder for index, folder in enumerate(folders) if real[index] in real[:index]]:
+        raise ValueError(f"{twice[0]} is named twice; expected each run once")
     return folders
 
 
+def _is_run(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("protocol.json", "cases.csv"))
+
+
 def _inside(folder: Path) -> list[Path]:
-    """The run folders in a folder by name, those of supervised training first: they are the baseline."""
-    found = sorted(path.parent for path in folder.glob("*/protocol.json"))
-    methods = [read_json(run / "protocol.json").get("method") for run in found]
-    first = [isinstance(method, dict) and method.get("class") == "Supervised" for method in methods]
-    return [run for wanted in (True, False) for run, own in zip(found, first) if own is wanted]
+    """The finished runs of a study, row by row; else the run folders in a folder by name, those of supervised training
+    first: they are the baseline."""
+    if (folder / "study.json").is_file():
+        cells = [cell for row in read_study(folder).cells.values() for cell in row]
+        if not (finished := [cell.folder for cell in cells if cell.result]):
+            raise DataError(f"{folder}: none of the {len(cells)} runs of this study is finished")
+        return finished
+    found = sorted(path for path in folder.glob("*") if _is_run(path))
+    methods = [ReportRun(run.name, run).settings("protocol.json").get("method.class") for run in found]
+    return [run for first in (True, False) for run, own in zip(found, methods) if (own == "Supervised") is first]
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """Names of the folders, with as many of the folders that they lie in as tell them apart."""
+    parts = [Path(os.path.abspath(folder)).parts for folder in folders]
+    depths = range(1, max(map(len, parts)) + 1)
+    depth = next(depth for depth in depths if len({own[-depth:] for own in parts}) == len(parts))
+    return ["/".join(own[-depth:]) for own in parts]
 
 
 CHECKPOINTS = {

@@ -147,7 +147,7 @@ class Study:
             )
         files = []
         for cell in self._finished():
-            files += [file for place in reversed([*cell.folders.values()]) for file in _kept(place)]
+            files += [file for place in reversed([*cell.folders.values()]) for file in kept_files(place)]
         targets = [folder / path.relative_to(self.folder) for path in files]
         facts = self._with_facts_of(folder)
         for path, target in zip(files, targets, strict=True):
@@ -226,7 +226,7 @@ def _kinds(cells: Sequence[Cell]) -> list[tuple[str, str]]:
     return sorted(found, key=lambda kind: (kind[0] != "last", kind[0] == "best"))
 
 
-def _kept(folder: Path) -> list[Path]:
+def kept_files(folder: Path) -> list[Path]:
     """What tells about a scored run, except how it was trained; what says that it is finished comes last."""
     names = ("protocol.json", "env.json", "cases.csv", "cases_largest.csv", "calibration.csv", "reliability.csv",
              "quality.csv")  # fmt: skip

@@ -16,6 +16,7 @@ from ssmis.engine import Predictor
 from ssmis.engine.files import predict_files
 from ssmis.engine.scoring import evaluate_run
 from ssmis.engine.train import train
+from ssmis.metrics import METRICS, CaseScore, write_cases_csv
 from ssmis.options import TrainOptions
 from ssmis.report.folders import report_runs
 
@@ -499,3 +500,20 @@ def _(root):
 def _(root):
     (write_run(root / "run", small_plan()) / "protocol.json").write_text("{}")
     report_runs([root / "run"], out=str(root / "report.html"))
+
+
+def scored(folder, **changes):
+    folder.mkdir()
+    values = {"n_prediction": 100, "n_reference": 120, **dict.fromkeys(METRICS, 0.5), "unit": "mm"}
+    write_cases_csv(folder / "cases.csv", [CaseScore("a", 1, "ok", **values | changes)])
+    return folder
+
+
+@kind("a report on scores that cannot be")
+def _(root):
+    report_runs([scored(root / "run", dice=7.0)], out=str(root / "report.html"))
+
+
+@kind("a report on two data sets with the same case ids")
+def _(root):
+    report_runs([scored(root / "first"), scored(root / "second", n_reference=80)], out=str(root / "report.html"))

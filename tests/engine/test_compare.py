@@ -195,7 +195,10 @@ def test_equal_time_trains_the_baseline_as_long_as_the_slowest_method(data, few,
         assert protocol["fit"]["steps"] == 6
         assert protocol["unlabelled"]["count"] == 0
         assert len((folder / "metrics.csv").read_text().splitlines()) == 7
-        assert (tmp_path / "kept" / folder.name / "cases.csv").is_file()
+        found = {path.name: path.read_text() for path in (tmp_path / "kept" / folder.name).iterdir()}
+        assert set(found) >= {"cases.csv", "protocol.json", "env.json", "reliability.csv"}
+        assert not set(found) & {"options.json", "config.yaml", "metrics.csv"}
+        assert not [name for name, text in found.items() if str(tmp_path) in text or str(data) in text]
     pairs = [line.partition(":")[0] for line in told if " minus " in line]
     assert pairs == [
         "supervised_6 minus supervised",

@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from ssmis.data import DataError
 from ssmis.engine.log import CsvLog
 from ssmis.engine.record import reliability_csv
 from ssmis.metrics import calibration, compare_runs, evaluate_case, summarise, write_cases_csv
@@ -303,6 +304,18 @@ def test_kept_scores_stand_beside_one_family_only(tmp_path, two):
         written(tmp_path, [alone, first, second])
 
 
+def test_kept_scores_have_a_report(tmp_path, two):
+    for run in two[0]:
+        kept(run, f"{run.name}_kept")
+        shutil.rmtree(run.folder)
+    told = []
+    page = Page(report_runs(tmp_path, told.append, out=str(tmp_path / "report.html")))
+    assert [line.split("|")[1].strip() for line in told[2:4]] == ["row0_kept", "row1_kept"]
+    assert told[4].startswith("row1_kept minus row0_kept: Dice ")
+    assert "Protocol" not in page.text
+    assert "checkpoint" not in page.text
+
+
 def test_another_reference_of_a_case_is_refused(tmp_path, two):
     (first, second), _ = two
     voxels = second.scores[0].n_reference
@@ -364,6 +377,39 @@ def test_seeds_of_a_method_differ_in_the_seed_alone(tmp_path, two, change, told)
     with pytest.raises(ValueError, match=f"x_seed0 and x_seed1 are seeds of 'x' .* {told}; .*: rename one of"):
         written(tmp_path, seeds)
     written(tmp_path, two[0])  # by other names
+
+
+def test_names_are_as_long_as_tells_them_apart(tmp_path, two):
+    for name, run in zip("AB", two[0]):
+        shutil.copytree(run.folder, tmp_path / name / "m" / "s_seed0")
+    told, out = [], str(tmp_path / "report.html")
+    folders = [tmp_path / name / "m" / "s_seed0" for name in "AB"]
+    report_runs(folders, told.append, out=out)
+    assert told[-1].startswith("B/m/s minus A/m/s: Dice ")
+    assert "A/m/s_seed0" in (tmp_path / "report.html").read_text()
+    with pytest.raises(ValueError, match=r"s_seed0 is named twice; expected each run once"):
+        report_runs([folders[0], folders[0] / ".." / "s_seed0"], out=out)
+
+
+def test_a_study_is_reported_row_by_row(tmp_path, two):
+    facts = {"steps": {"supervised": 20, "method": 20, "all_labels": 20}, "seeds": [0, 1], "against": ["supervised"]}
+    facts |= {"protocol": "la/cpu", "scored": "test", "best": False, "minutes": None}
+    study = tmp_path / "study"
+    for row, run in zip(("supervised", "method"), two[0]):
+        for seed in (0, 1):
+            shutil.copytree(run.folder, study / row / f"seed{seed}")
+            (study / row / f"seed{seed}" / "result.json").write_text('{"minutes": 2, "peak_memory_mb": 9}')
+    (study / "study.json").write_text(json.dumps(facts | {"labelled": 2, "unlabelled": 2, "cases": 4}))
+    (study / "method" / "seed1" / "result.json").unlink()  # not finished
+    (study / "method" / "seed0" / "env.json").unlink()
+    told = []
+    report_runs(study, told.append, out=str(tmp_path / "report.html"))
+    rows = [[cell.strip() for cell in line.split("|")[1:3]] for line in told[2:4]]
+    assert rows == [["supervised", "2"], ["method", "1"]]
+    for path in study.glob("*/*/result.json"):
+        path.unlink()
+    with pytest.raises(DataError, match="study: none of the 6 runs of this study is finished"):
+        report_runs(study, out=str(tmp_path / "report.html"))
 
 
 @pytest.mark.parametrize(
