@@ -19,6 +19,7 @@ SHARED = (
 # What all seeds of a method share: entries, and those that may follow from lists of cases, in which seeds may differ.
 _OF_A_METHOD = ("fit", "method", "recipe", "preset", "coefficients", "nets", "evaluation.nets")
 _OF_LISTS = ("protocol", "plan", "norm", "evaluation.windows")
+_BY_LISTS = {"method.config.components"}  # of classes that are one piece in the labels
 _FREE = {
     "fit.seed",
     *(f"fit.{name}" for name in ("device", "memory_format", "checkpoint_every", "callback_every", "max_skipped")),
@@ -72,8 +73,9 @@ def _check_seeds(method: str, runs: Sequence[ReportRun]) -> None:
     records = {run.name: run.settings("protocol.json") for run in runs}
     same_lists = len({str(record.get("labelled.sha256")) for record in records.values() if record}) == 1
     groups = (*_OF_A_METHOD, *(_OF_LISTS if same_lists else ()))
+    free = _FREE if same_lists else _FREE | _BY_LISTS
     entries = {
-        run: {name: value for name, value in record.items() if name not in _FREE and _is_in(name, groups)}
+        run: {name: value for name, value in record.items() if name not in free and _is_in(name, groups)}
         for run, record in records.items()
     }
     found = _differing(entries)

@@ -363,10 +363,16 @@ def test_a_seed_is_the_end_of_a_name(name, method):
         ({"protocol": {"name": "la/cpu"}}, "protocol.name is 'la/paper' and 'la/cpu'"),
         ({"labelled": {"count": 8, "sha256": "b"}, "protocol": {"name": "la/cpu"}}, ""),  # as its lists have it
         ({"versions": {"torch": "8"}, "fit": {"seed": 1, "steps": 20, "device": "cuda"}}, ""),
+        ({"method": {"class": "UCSeg", "config": {"components": []}}}, r"method.config.components is \[1\] and \[\]"),
+        (
+            {"method": {"class": "UCSeg", "config": {"components": []}}, "labelled": {"count": 8, "sha256": "b"}},
+            "",
+        ),
     ],
 )
 def test_seeds_of_a_method_differ_in_the_seed_alone(tmp_path, two, change, told):
-    record = {"method": {"class": "UCSeg"}, "labelled": {"count": 8, "sha256": "a"}, "protocol": {"name": "la/paper"}}
+    record = {"method": {"class": "UCSeg", "config": {"components": [1]}}}
+    record |= {"labelled": {"count": 8, "sha256": "a"}, "protocol": {"name": "la/paper"}}
     for run in two[0]:
         recorded(run, **record)
     recorded(two[0][1], **change)
