@@ -52,21 +52,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return command(words[1:])
     except KeyboardInterrupt:
         return fail("interrupted", status=130)
-    except BrokenPipeError:  # whoever read what is printed has had enough; nothing is left to be flushed at exit
+    except _ClosedError:  # whoever read what is printed has had enough; nothing is left to be flushed at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except MemoryError as error:
         return fail(f"there is not enough memory: {str(error) or 'smaller patches, widths and batches need less'}")
     except (ValueError, OSError, RuntimeError, ImportError, FloatingPointError) as error:
-        if not str(error):
+        if isinstance(error, BrokenPipeError) or not str(error):
             raise
         return fail(str(error))
 
 
+class _ClosedError(Exception):
+    """Nobody reads standard output any more."""
+
+
 def say(text: str) -> None:
     """Print a line to standard output."""
-    sys.stdout.write(text.rstrip("\n") + "\n")
-    sys.stdout.flush()
+    try:
+        sys.stdout.write(text.rstrip("\n") + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError as error:
+        raise _ClosedError from error
 
 
 def fail(text: str, *, status: int = 1) -> int:

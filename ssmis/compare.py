@@ -163,7 +163,8 @@ def _made_with(chosen: CompareOptions, dataset: Dataset, runs: Mapping[Path, Tra
     for case in sorted(dataset.cases, key=lambda case: case.id):
         digest.update(case.id.encode())
         for path in filter(None, (case.label, case.image, *case.channels)):
-            digest.update(_mark(path, whole=path == case.label))
+            for part in (path, path.with_suffix(".img")) if path.suffix == ".hdr" else (path,):
+                digest.update(_mark(part, whole=path == case.label))
     data = {"cases": len(dataset.cases), "sha256 of labels and parts of images": digest.hexdigest()}
     methods = {}
     for name, own_runs in by_method(runs).items():

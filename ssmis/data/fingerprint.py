@@ -109,10 +109,20 @@ def _box(label: NDArray[np.uint8]) -> tuple[slice, ...]:
 
 
 def _sample(image: NDArray[np.float32]) -> NDArray[np.uint32]:
-    """The distinct values whose scrambled bits are smallest: a crop keeps those that it holds."""
+    """The distinct values whose scrambled bits are smallest: a crop keeps those that it holds.
+
+    None where they are whole numbers or multiples of one, as of CT or 8 bits: other scans have the same.
+    """
     values = np.unique(np.ascontiguousarray(image, dtype=np.float32))
-    if (values == np.round(values)).all():
+    if len(values) > 1 and _of_one_grid(values.astype(np.float64)):
         return np.zeros(0, np.uint32)
     scrambled = (values.view(np.uint32).astype(np.uint64) * np.uint64(0x9E3779B1)) & np.uint64(0xFFFFFFFF)
     kept: NDArray[np.uint32] = np.sort(scrambled)[:_VALUES].astype(np.uint32)
     return kept
+
+
+def _of_one_grid(values: NDArray[np.float64]) -> bool:
+    """Whether rising values are multiples of their smallest step, 0 among them or not."""
+    steps = np.diff(values)
+    step = steps.sum() / np.round(steps / steps.min()).sum()
+    return bool(np.abs(values / step - np.round(values / step)).max() < 1e-3)

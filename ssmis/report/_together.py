@@ -22,8 +22,8 @@ _OF_LISTS = ("protocol", "plan", "norm", "evaluation.windows")
 _BY_LISTS = {"method.config.components"}  # of classes that are one piece in the labels
 _FREE = {
     "fit.seed",
-    *(f"fit.{name}" for name in ("device", "memory_format", "checkpoint_every", "callback_every", "max_skipped")),
-    *(f"fit.{name}" for name in ("patience", "accumulate", "deterministic")),
+    *(f"fit.{name}" for name in ("device", "precision", "memory_format", "accumulate", "deterministic")),
+    *(f"fit.{name}" for name in ("checkpoint_every", "callback_every", "max_skipped", "patience")),
 }
 
 
@@ -82,7 +82,7 @@ def _check_seeds(method: str, runs: Sequence[ReportRun]) -> None:
     for name in ("labelled.count", "unlabelled.count"):  # folds of a cross-validation are about as large
         counts = {run: {name: record[name]} for run, record in records.items() if type(record.get(name)) is int}
         sizes = [count[name] for count in counts.values()]
-        if sizes and max(sizes) - min(sizes) > max(sizes) / 10:
+        if sizes and max(sizes) - min(sizes) > max(0 if same_lists else 1, max(sizes) / 10):
             found += _differing(counts)
     for name, (run, value), (other, first) in found:
         told = f"{other} and {run} are seeds of {method!r} by their names, and {name} is {first!r} and {value!r}"

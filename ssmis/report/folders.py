@@ -2,6 +2,7 @@
 """A report from run folders alone: scores, spread over seeds, cases with their predictions."""
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from ssmis.data import Case, DataError, Plan, find_dataset
 from ssmis.data.scans import case_scan, read_labels
 from ssmis.data.texts import read_json
 from ssmis.options import ReportOptions, gathered
-from ssmis.report._methods import differences, methods_of, over_seeds, unit_of
+from ssmis.report._methods import SEED, differences, method_of, methods_of, over_seeds, unit_of
 from ssmis.report._parts import number
 from ssmis.report._together import check_together
 from ssmis.report.html import write_report
@@ -109,15 +110,25 @@ def _inside(folder: Path) -> list[Path]:
         if not (finished := [cell.folder for cell in cells if cell.result]):
             raise DataError(f"{folder}: none of the {len(cells)} runs of this study is finished")
         return finished
-    found = sorted(path for path in folder.glob("*") if _is_run(path))
+    found = sorted((path for path in folder.glob("*") if _is_run(path)), key=_by_method_and_seed)
     methods = [ReportRun(run.name, run).settings("protocol.json").get("method.class") for run in found]
     return [run for first in (True, False) for run, own in zip(found, methods) if (own == "Supervised") is first]
 
 
+def _by_method_and_seed(run: Path) -> tuple[str, list[int]]:
+    """What sorts `supervised_seed0` before `supervised_900_seed0`, and seed 2 before seed 10."""
+    name = ReportRun(run.name, run)
+    return method_of(name), [int(number) for number in re.findall(r"\d+", run.name)]
+
+
 def _names(folders: Sequence[Path]) -> list[str]:
-    """Names of the folders, with as many of the folders that they lie in as tell them apart."""
+    """Names of the folders, with as many of the folders that they lie in as tell them apart.
+
+    `seed0` alone is no name, unless all of them are seeds in one folder.
+    """
     parts = [Path(os.path.abspath(folder)).parts for folder in folders]
-    depths = range(1, max(map(len, parts)) + 1)
+    seeds = any(SEED.fullmatch(own[-1]) for own in parts) and len({own[:-1] for own in parts}) > 1
+    depths = range(2 if seeds else 1, max(map(len, parts)) + 1)
     depth = next(depth for depth in depths if len({own[-depth:] for own in parts}) == len(parts))
     return ["/".join(own[-depth:]) for own in parts]
 

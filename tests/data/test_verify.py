@@ -333,6 +333,18 @@ def test_values_that_all_scans_share_say_nothing(root):
     assert look(root).findings == ()
 
 
+@pytest.mark.parametrize("count", [2, 3, 4])
+@pytest.mark.parametrize("scale", [lambda image: image / 255, lambda image: (image - 100) / 400])
+def test_few_scans_of_one_scale_of_numbers_are_no_copies(count, scale):
+    rng = np.random.default_rng(count)
+    images = [scale(rng.integers(0, 200, (16, 16, 16)).astype(np.float32)) for _ in range(count)]
+    assert [len(Fingerprint.of(image).values) for image in images] == [0] * count
+    scored = [(image - image.mean()) / image.std() for image in images]  # each scan by itself: it has values of its own
+    marks = [Fingerprint.of(image) for image in scored]
+    assert all(len(mark.values) > 100 for mark in marks)
+    assert marks[0].shared_values(marks[1]) < 0.02
+
+
 def test_a_patient_on_both_sides(root):
     family = replace(FAMILIES["phantom"], name="own", patient=r"\d\d$")
     for name, new in (("phantom_0004", "a04"), (TEST, "b04")):

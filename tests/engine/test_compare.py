@@ -9,15 +9,16 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
-from data.folders import plain
+from data.folders import plain, scan
 
 from ssmis import cli, compare, compare_methods
 from ssmis.data import DataError, find_dataset, make_split, read_list
 from ssmis.engine.lock import locked
 from ssmis.metrics import read_cases_csv
 
-pytest.importorskip("nibabel")
+nib = pytest.importorskip("nibabel")
 SMALL = {
     "nets": ["unet", "vnet"], "width": 2, "progress": False, "device": "cpu", "precision": "fp32", "steps": 2,
     "patch": [8, 8, 8], "batch": 1, "test": "2", "labelled": "2",
@@ -88,6 +89,19 @@ def test_a_file_that_changed_is_other_data_though_it_is_as_long(data, tmp_path, 
     changed.write_bytes(content)
     with pytest.raises(ValueError, match="made with other data: sha256 of labels and parts of images was"):
         compare_methods(scans, seeds=[0, 1], **few)
+
+
+def test_a_label_beside_its_header_is_looked_at(tmp_path):
+    for index in range(4):
+        for kind, array in zip(("images", "labels"), scan(index)):
+            (tmp_path / "scans" / kind).mkdir(parents=True, exist_ok=True)
+            nib.save(nib.Nifti1Pair(array, np.eye(4)), tmp_path / "scans" / kind / f"case{index}.img")
+    few = SMALL | {"out": str(tmp_path / "out"), "recipes": ["supervised"], "labelled": "all"}
+    compare_methods(tmp_path / "scans", seeds=[0], **few)
+    changed = tmp_path / "scans" / "labels" / "case0.img"
+    changed.write_bytes(bytes(changed.stat().st_size))
+    with pytest.raises(ValueError, match="made with other data"):
+        compare_methods(tmp_path / "scans", seeds=[0, 1], **few)
 
 
 def test_a_moved_folder_and_moved_data_go_on(data, tmp_path, monkeypatch):

@@ -359,6 +359,7 @@ def test_a_seed_is_the_end_of_a_name(name, method):
     [
         ({"fit": {"seed": 1, "steps": 6000}}, "fit.steps is 20 and 6000"),
         ({"labelled": {"count": 16, "sha256": "b"}}, "labelled.count is 8 and 16"),
+        ({"labelled": {"count": 9, "sha256": "b"}}, ""),  # another fold
         ({"method": {"class": "Supervised"}}, "method.class is 'UCSeg' and 'Supervised'"),
         ({"protocol": {"name": "la/cpu"}}, "protocol.name is 'la/paper' and 'la/cpu'"),
         ({"labelled": {"count": 8, "sha256": "b"}, "protocol": {"name": "la/cpu"}}, ""),  # as its lists have it
@@ -395,6 +396,26 @@ def test_names_are_as_long_as_tells_them_apart(tmp_path, two):
     assert "A/m/s_seed0" in (tmp_path / "report.html").read_text()
     with pytest.raises(ValueError, match=r"s_seed0 is named twice; expected each run once"):
         report_runs([folders[0], folders[0] / ".." / "s_seed0"], out=out)
+
+
+def test_rows_of_a_study_with_other_seeds_are_two_methods(tmp_path, two):
+    folders = [tmp_path / row / f"seed{index}" for index, row in enumerate(("a", "b"))]
+    for run, folder in zip(two[0], folders):
+        shutil.copytree(run.folder, folder)
+    told = []
+    report_runs(folders, told.append, out=str(tmp_path / "report.html"))
+    assert told[-1].startswith("b minus a: Dice ")
+
+
+def test_runs_of_a_folder_are_in_the_order_of_methods_and_seeds(tmp_path, two):
+    names = ["supervised_seed10", "supervised_seed2", "supervised_900_seed0"]
+    for name in names:
+        shutil.copytree(two[0][0].folder, tmp_path / "runs" / name)
+    told = []
+    report_runs(tmp_path / "runs", told.append, out=str(tmp_path / "report.html"))
+    assert told[-1].startswith("supervised_900 minus supervised: Dice ")
+    page = (tmp_path / "report.html").read_text()
+    assert page.index("supervised_seed2") < page.index("supervised_seed10") < page.index("supervised_900_seed0")
 
 
 def test_a_study_is_reported_row_by_row(tmp_path, two):
