@@ -200,6 +200,22 @@ def test_minutes_become_steps_once(split, tmp_path, monkeypatch):
         study_of(split, tmp_path, minutes=0.2)
 
 
+def test_a_row_that_is_added_gets_the_time_that_the_first_one_takes_now(split, tmp_path, monkeypatch):
+    asked = []
+
+    def speeds(rows, config, *, held_out):
+        asked.append(list(rows))
+        return {name: {"supervised": 1.0, "cross": 2.0, "more": 3.0}[name] * len(asked) for name in rows}
+
+    monkeypatch.setattr(ssmis.study, "seconds_per_step", speeds)
+    options = {"split": split, "out": tmp_path, "seeds": 1, "minutes": 0.1, "progress": False}
+    run(SMALL, {"cross": cross}, **options)
+    study = run(SMALL, {"more": cross}, **options)  # the machine is half as fast now
+    assert asked == [["supervised", "cross"], ["supervised", "more"]]
+    assert study.facts["steps"] == {"supervised": 6, "cross": 3, "more": 2}
+    assert study.facts["seconds_per_step"] == {"supervised": 1.0, "cross": 2.0, "more": 3.0}
+
+
 def test_another_process_keeps_its_cell(split, tmp_path):
     told = []
     with locked(tmp_path / "cross" / "seed0"):
