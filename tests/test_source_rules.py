@@ -33,7 +33,7 @@ ALLOWED = {
 SHARED = {
     "registry",
     "options",
-    "_checked",
+    "_options_json",
     "_checks",
     "_classes",
     "_optional",

@@ -93,7 +93,7 @@ def largest_sizes(labels: NDArray[Any], *, values: Sequence[int]) -> dict[int, i
     found = {}
     for value in values:
         inside = labels == value
-        box = _bounding_box(inside)
+        box = bounding_box(inside)
         if box is None:
             found[int(value)] = 0
             continue
@@ -105,7 +105,7 @@ def largest_sizes(labels: NDArray[Any], *, values: Sequence[int]) -> dict[int, i
 def _mark_islands(inside: NDArray[Any], islands: NDArray[Any]) -> None:
     """Set `islands` where a voxel of `inside` is not in its largest component."""
     ndimage = require("scipy.ndimage", extra="medical", purpose="the largest component")
-    box = _bounding_box(inside)
+    box = bounding_box(inside)
     if box is None:
         return
     cut = inside[box]
@@ -115,7 +115,7 @@ def _mark_islands(inside: NDArray[Any], islands: NDArray[Any]) -> None:
         islands[box] |= cut & (components != sizes.argmax() + 1)
 
 
-def _bounding_box(inside: NDArray[Any]) -> tuple[slice, ...] | None:
+def bounding_box(inside: NDArray[Any]) -> tuple[slice, ...] | None:
     """The smallest box around the true voxels; None if there are none."""
     box = []
     for axis in range(inside.ndim):

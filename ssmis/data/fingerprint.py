@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from ssmis.data.components import bounding_box
+
 _SIDE = 16
 _VALUES = 256
 _SMALLEST = 8  # voxels an axis of a labelled part that is told from another one
@@ -67,8 +69,8 @@ class Fingerprint:
         picture: unit vector: the image averaged onto 16 points an axis, minus its mean. The inner product of
             two is the correlation of the images, each stretched to the same box.
         values: sorted sample of at most 256 of its distinct values, chosen by the values alone. A z-scored volume has
-            values of its own: a crop or a flip of it shares them, another scan does not. Whole numbers are nobody's
-            own: of an image of them there are none.
+            values of its own: a crop or a flip of it shares them, another scan does not. Whole numbers and multiples
+            of one are nobody's own: of an image of them there are none.
         label_digest: `array_digest` of the label within the box of its foreground, which is the same in a crop;
             empty without a label, for a box under 8 voxels an axis, and for one that the foreground fills.
         label_picture: as `picture`, of the image within that box; zeros where `label_digest` is empty.
@@ -101,11 +103,8 @@ class Fingerprint:
 
 def _box(label: NDArray[np.uint8]) -> tuple[slice, ...]:
     """Box of the foreground; empty if it has under 8 voxels along an axis."""
-    axes = range(label.ndim)
-    used = [np.flatnonzero(label.any(axis=tuple(other for other in axes if other != axis))) for axis in axes]
-    if not all(len(own) and own[-1] - own[0] + 1 >= _SMALLEST for own in used):
-        return ()
-    return tuple(slice(int(own[0]), int(own[-1]) + 1) for own in used)
+    box = bounding_box(label)
+    return box if box and all(side.stop - side.start >= _SMALLEST for side in box) else ()
 
 
 def _sample(image: NDArray[np.float32]) -> NDArray[np.uint32]:

@@ -82,7 +82,7 @@ def load_exported(folder: Path | str) -> tuple[Deployed, dict[str, Any]]:
     Raises:
         DataError: the files are not there, cannot be read, or do not belong to each other; the message names one.
     """
-    from ssmis._checked import checked
+    from ssmis._options_json import checked
     from ssmis.data import Plan
     from ssmis.data.texts import read_json
     from ssmis.engine.trained import build_recipe

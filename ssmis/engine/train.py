@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from ssmis._checked import checked
 from ssmis._checks import check_choice
 from ssmis._optional import require
+from ssmis._options_json import checked
 from ssmis.data import (
     Augment,
     Cache,

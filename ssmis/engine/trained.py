@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 from torch import nn
 
-from ssmis._checked import checked, fits
+from ssmis._options_json import checked, fits
 from ssmis.data import DataError, Plan
 from ssmis.data.texts import read_json
 from ssmis.engine.checkpoint import load_checkpoint

@@ -133,7 +133,7 @@ def _names(folders: Sequence[Path]) -> list[str]:
     return ["/".join(own[-depth:]) for own in parts]
 
 
-CHECKPOINTS = {
+_CHECKPOINTS = {
     "last": "last checkpoint",
     "best_on_validation": "best checkpoint on the validation cases",
     "best_on_scored": "best checkpoint on the very cases that are scored, which flatters",
@@ -147,7 +147,7 @@ def _subtitle(runs: Sequence[ReportRun]) -> str:
     )
     rules = {str(run.settings("protocol.json").get("checkpoint", "")) for run in runs}
     rule = rules.pop() if len(rules) == 1 else ""  # kept scores do not tell
-    return ", ".join([held_out, *([CHECKPOINTS.get(rule, f"checkpoint {rule}")] if rule else [])])
+    return ", ".join([held_out, *([_CHECKPOINTS.get(rule, f"checkpoint {rule}")] if rule else [])])
 
 
 def _views(runs: Sequence[ReportRun]) -> list[CaseView]:
