@@ -3,6 +3,7 @@
 
 from ssmis.memory.anchors import sample_voxels, volume_weight
 from ssmis.memory.bank import Bank
+from ssmis.memory.banks import Banks
 from ssmis.memory.batch import BatchBank
 from ssmis.memory.ema import EMABank
 from ssmis.memory.fifo import FIFOBank
@@ -13,6 +14,7 @@ from ssmis.memory.shared_pointer import SharedPointerFIFOBank
 
 __all__ = [
     "Bank",
+    "Banks",
     "BatchBank",
     "EMABank",
     "FIFOBank",

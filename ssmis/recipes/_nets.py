@@ -6,7 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ssmis.nets import ResNetUNet, TimmUNet, UNet, VNet
+from ssmis.nets import CrossAttentionGate, FusionHead, GatedFusion, ResNetUNet, TimmUNet, UNet, VNet
+from ssmis.recipes._uc_settings import UCSegConfig
+from ssmis.uncertainty import vacuity
 
 
 def dual_nets(
@@ -88,6 +90,22 @@ def uc_seg_nets(
         raise ValueError(f"encoder {encoder!r} has maps of strides {list(maps)}; expected powers of two")
     own = [maps.get(2**i, widths[min(i, len(widths) - 1)]) for i in range(depth)]
     return {"timm_unet": timm_unet, "unet": UNet(in_channels, classes, dims=2, widths=own, norm=norm, dropout=dropout)}
+
+
+def gated_fusion(config: UCSegConfig, *, classes: int, dims: int) -> GatedFusion:
+    """Return the gate over vacuity maps with the head of fused logits, as the coefficients of `UCSeg` have them."""
+    c = config
+    gate = CrossAttentionGate(
+        dims=dims,
+        size=[c.gate_patch * count for count in c.positions],
+        patch=c.gate_patch,
+        embedding=c.embedding,
+        heads=c.gate_heads,
+        hidden=c.gate_hidden,
+        dropout=c.gate_dropout,
+    )
+    head = FusionHead(classes, dims=dims, widths=c.fused_widths, activated=c.fused_activated)
+    return GatedFusion(gate, head, uncertainty=vacuity)
 
 
 def two_nets(nets: Mapping[str, nn.Module] | None) -> Mapping[str, nn.Module]:

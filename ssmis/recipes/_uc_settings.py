@@ -14,6 +14,9 @@ class UCSegConfig:
     """Coefficients of `UCSeg`; the defaults are those of 3-D, and `IN_2D` holds those that differ in 2-D.
 
     Attributes:
+        unlabelled_from: progress from which unlabelled volumes are learned from; before it they are not looked at, so
+            steps are cheap, and nets and fused head learn from labels alone. The ramp counts from there. None: from the
+            start.
         pair: segmentation loss of labels and pseudo-labels: "softmax" cross-entropy and Dice over the volume, or
             "sigmoid" maps of each class with the Dice of each depth slice.
         calibration_weight: of the calibration of evidence, labelled volumes, both nets and the fused head.
@@ -21,7 +24,8 @@ class UCSegConfig:
         fused_weight: of the segmentation and calibration of the fused head.
         consistency_weight: of the binary cross-entropy with the peer's probabilities, all volumes.
         pseudo_weight: of the pseudo-labels (w_max), at the end of the ramp.
-        ramp_end: progress at which the ramp exp(-5 (1 - t)^2) of the pseudo-labels reaches 1.
+        ramp_end: progress since `unlabelled_from`, as a share of what is left there, at which the ramp
+            exp(-5 (1 - t)^2) of the pseudo-labels reaches 1.
         components: keep only the largest component of each class of a pseudo-label, or of the classes named.
         prototype_weight: of the contrast of prototypes with the banks, mean of both nets.
         prototype_masks: where the prototypes of labelled volumes are taken: "truth", or the net's own "guess", which
@@ -37,7 +41,8 @@ class UCSegConfig:
         slots: prototypes a class, for both kinds of "fifo".
         quality_start: Dice a labelled volume must exceed at the start for its prototypes to be remembered.
         quality_end: the same at the end; it rises on a straight line.
-        mix_from: progress from which mixed volumes are learned from too (t_mix); 1: never.
+        mix_from: progress from which mixed volumes are learned from too (t_mix), but not before `unlabelled_from`; 1:
+            never.
         mix_side: side of the pasted box, as a share of each axis.
         gate_patch: voxels of a patch of the gate along each axis; divides the size of all images.
         positions: patches along each axis of the gate's table of positions, best those of a training crop; for other
@@ -50,6 +55,7 @@ class UCSegConfig:
         fused_activated: the fused head ends with a norm and LeakyReLU.
     """
 
+    unlabelled_from: float | None = None  # so that runs of before this field can be resumed
     pair: Literal["softmax", "sigmoid"] = "softmax"
     calibration_weight: float = 1.0
     calibration_start: float = 0.01
@@ -94,6 +100,9 @@ class UCSegConfig:
                 check_range(value, 0.0, 1.0, name=name, open_low=name in ("ramp_end", "calibration_start"))
             elif name in ("levels", "slots", "cells"):
                 check_range(value, 1, sys.float_info.max, name=name)
+        check_range(self.unlabelled_from or 0.0, 0.0, 1.0, name="unlabelled_from")
+        if self.unlabelled_from == 1:
+            raise ValueError("unlabelled_from is 1, so that no step learns from unlabelled volumes; expected less")
         check_range(self.temperature, 0.0, sys.float_info.max, name="temperature", open_low=True)
 
 

@@ -26,7 +26,7 @@ from ssmis.losses import (
     pseudo_ce,
     soft_dice,
 )
-from ssmis.memory import Bank, gather_candidates, sample_per_class, sample_voxels, volume_weight
+from ssmis.memory import Banks, sample_per_class, sample_voxels, volume_weight
 from ssmis.nets import EMA
 from ssmis.nets.output import NetOutput
 from ssmis.recipes._dual_settings import PRESETS, DualUncertaintyConfig
@@ -117,13 +117,12 @@ class DualUncertainty(Recipe):
         self.config = c = replace(PRESETS[preset], **overrides)
         if isinstance(classes := getattr(next(iter(self.students.values())), "classes", None), int):
             pieces_of(c.components, classes=classes)  # a wrong one is told now, not when unlabelled volumes join
-        self.banks = nn.ModuleDict()
+        self.banks = Banks()
         if c.contrast_weight > 0:
             own: dict[str, dict[str, Any]] = {"fifo": {"slots": c.slots}, "ema": {"decay": c.bank_decay}}
             for name, net in self.students.items():
                 classes, channels = feature_space(name, net)
                 self.banks[name] = BANKS.create(c.bank, classes=classes, channels=channels, **own.get(c.bank, {}))
-        self._candidates: dict[str, list[tuple[Tensor, Tensor]]] = {}
         self.teachers = nn.ModuleDict()
         if c.teacher == "average":
             self.teachers.update({name: EMA(net, decay=c.teacher_decay) for name, net in self.students.items()})
@@ -203,16 +202,13 @@ class DualUncertainty(Recipe):
 
     def begin_step(self) -> None:
         """Forget the candidates of a step that was skipped."""
-        self._candidates = {name: [] for name in self.banks}
+        self.banks.begin_step()
 
     def after_step(self, progress: float) -> None:
         """Write the candidates of all micro-steps and processes into the banks, and move the averages."""
         for name, teacher in self.teachers.items():
             cast(EMA, teacher).update(self.students[name])
-        for name, bank in self.banks.items():
-            if found := self._candidates.get(name):
-                cast(Bank, bank).write(*gather_candidates(found))
-        self.begin_step()
+        self.banks.write()
 
     def _view(self, batch: Batch) -> View:
         """Exchange boxes in what the students see."""
@@ -278,8 +274,7 @@ class DualUncertainty(Recipe):
             classes=output.logits.shape[1],
             per_class=self.config.candidates,
         )
-        self._candidates.setdefault(name, []).append((vectors, labels))
-        keys, key_labels = self.banks[name](vectors, labels)
+        keys, key_labels = self.banks.ask(name, vectors, labels)
         anchors = batch.split(output.features)[1]
         taken_for = pseudo if self.config.anchor_labels == "pseudo" else guess_u
         unsure = taken_for.where(valid_voxels(batch) & ~kept_by_peer, -1)

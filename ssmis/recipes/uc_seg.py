@@ -3,7 +3,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,15 +22,17 @@ from ssmis.losses import (
     region_contrast,
     sigmoid_dice_bce,
 )
-from ssmis.memory import Bank, class_prototypes, gather_candidates, reliable_volumes
-from ssmis.nets import CrossAttentionGate, FusedNets, FusionHead, GatedFusion
+from ssmis.memory import Banks, class_prototypes, reliable_volumes
+from ssmis.nets import FusedNets
 from ssmis.nets.output import NetOutput
-from ssmis.recipes._nets import encoder_space, two_nets, uc_seg_nets
+from ssmis.recipes._nets import encoder_space, gated_fusion, two_nets, uc_seg_nets
 from ssmis.recipes._uc_settings import IN_2D, PRESETS, UCSegConfig
 from ssmis.recipes.base import Recipe, Terms
 from ssmis.registry import BANKS, RECIPES, Example
 from ssmis.schedules import exponential_ramp, gaussian_ramp
-from ssmis.uncertainty import vacuity
+
+Outputs = Mapping[str, NetOutput]  # by the name of a net
+Maps = Mapping[str, Tensor]
 
 __all__ = ["IN_2D", "PRESETS", "UCSeg", "UCSegConfig"]
 
@@ -43,9 +45,10 @@ class UCSeg(Recipe):
     """Uncertainty-aware cross-training: two nets, a fused head that predicts, and what each can learn from the others.
 
     `1/2 sum_n [pair + calibration + 0.5 consistency + w(t) pseudo + 0.2 prototype]`, plus pair and calibration of the
-    fused head, plus `0.1 region`, n over both nets; from `mix_from` on, `pseudo`, `prototype` and `region` are averaged
-    with the same on volumes mixed of labelled and unlabelled ones. The fused head makes the pseudo-labels and the
-    prediction. `docs/recipes/uc_seg.md` compares each choice with the paper and with the authors' public code.
+    fused head, plus `0.1 region`, n over both nets; before `unlabelled_from` pairs and calibrations alone. From
+    `mix_from` on, `pseudo`, `prototype` and `region` are averaged with the same on volumes mixed of labelled and
+    unlabelled ones. The fused head makes the pseudo-labels and the prediction. `docs/recipes/uc_seg.md` compares each
+    choice with the paper and with the authors' public code.
 
     Args:
         nets: name -> net, two that agree in the channels of their coarse encoder maps; default: U-Net and V-Net of
@@ -72,28 +75,15 @@ class UCSeg(Recipe):
         nets = two_nets(nets or uc_seg_nets(vnet_norm="none" if preset == "release" else None))
         classes, dims, channels = encoder_space(nets, levels=overrides.get("levels", PRESETS[preset].levels))
         c = replace(PRESETS[preset], **{**(IN_2D if dims == 2 else {}), **overrides})
-        gate = CrossAttentionGate(
-            dims=dims,
-            size=[c.gate_patch * count for count in c.positions],
-            patch=c.gate_patch,
-            embedding=c.embedding,
-            heads=c.gate_heads,
-            hidden=c.gate_hidden,
-            dropout=c.gate_dropout,
-        )
-        head = FusionHead(classes, dims=dims, widths=c.fused_widths, activated=c.fused_activated)
-        fusion = GatedFusion(gate, head, uncertainty=vacuity)
-        super().__init__(nets, heads={"fusion": fusion}, predict_with=predict_with)
+        super().__init__(nets, heads={"fusion": gated_fusion(c, classes=classes, dims=dims)}, predict_with=predict_with)
         self.config, self.classes, self.fused_predicts = c, classes, predict_with is None
         pieces_of(c.components, classes=classes)  # a wrong one is told now
-        self.banks = nn.ModuleDict()
+        self.banks = Banks()
         if c.prototype_weight > 0:
             kept = {"slots": c.slots, "normalize": c.normalize} if c.bank.startswith("fifo") else {}
             for name in nets:
                 for level, width in enumerate(channels):
                     self.banks[f"{name}_{level}"] = BANKS.create(c.bank, classes=classes, channels=width, **kept)
-        self._candidates: dict[str, list[tuple[Tensor, Tensor]]] = {}
-        self._ready: set[str] = set()  # banks that hold two classes; they never lose one
 
     def forward(self, batch: Batch, progress: float) -> Terms:
         """Terms `supervised`, `calibration`, `consistency`, `pseudo` and `prototype`, each `/<net>`, the first two also
@@ -101,12 +91,13 @@ class UCSeg(Recipe):
         """
         if len(batch.labelled) == 0 or len(batch.unlabelled) == 0:
             raise ValueError("the batch has no labelled or no unlabelled volumes; uc_seg needs some of both")
-        c, images, labels, terms = self.config, batch.student_images, batch.labels, Terms()
+        c, terms, start = self.config, Terms(), self.config.unlabelled_from or 0.0
+        learns, since = progress >= start, max(0.0, progress - start) / (1 - start)
+        batch = batch if learns else batch.without_unlabelled()
+        images, labels = batch.student_images, batch.labels
         outputs: dict[str, NetOutput] = {name: net(images) for name, net in self.nets().items()}
         logits = {name: output.logits for name, output in outputs.items()}
         fused, fused_u = batch.split(self.students["fusion"](*logits.values()))
-        pseudo = self._pseudo_labels(fused_u, batch.valid)
-        targets, good = torch.cat([labels, pseudo]), {}
 
         right = exponential_ramp(progress, start=c.calibration_start)
         taught: dict[str, tuple[Tensor, float, tuple[str, ...]]]
@@ -116,6 +107,11 @@ class UCSeg(Recipe):
             terms.add(f"supervised/{name}", self._pair(own, labels), weight, reaches=reaches)
             calibration = evidential_calibration(own, labels, right_weight=right)
             terms.add(f"calibration/{name}", calibration, weight * c.calibration_weight, reaches=reaches)
+        if not learns:
+            return terms
+
+        pseudo = self._pseudo_labels(fused_u, batch.valid)
+        targets, good = torch.cat([labels, pseudo]), {}
         for name, peer in zip(logits, reversed(logits)):
             if c.consistency_weight > 0:
                 gap = bce_consistency(logits[name], logits[peer], mask=targets >= 0)
@@ -127,23 +123,21 @@ class UCSeg(Recipe):
 
         mixes = progress >= c.mix_from
         share = 0.5 if mixes else 1.0  # of the terms on these and on mixed volumes
-        self._learn(terms, "", outputs, targets, progress, share=share, good=good)
+        self._learn(terms, "", outputs, targets, since, share=share, good=good)
         if mixes:
             mixed = box_mix(images[: len(labels)], labels, images[len(labels) :], pseudo, side=c.mix_side)
             twins = {name: net(mixed.images) for name, net in self.nets().items()}
-            self._learn(terms, "mixed_", twins, mixed.labels, progress, share=share, good={})
+            self._learn(terms, "mixed_", twins, mixed.labels, since, share=share, good={})
         return terms
 
     def begin_step(self) -> None:
         """Forget the candidates of a step that was skipped, and look which banks can be contrasted with."""
-        self._candidates = {}
-        self._ready |= {name for name, bank in self.banks.items() if name not in self._ready and cast(Bank, bank).ready}
+        self.banks.begin_step()
+        self.banks.find_ready()
 
     def after_step(self, progress: float) -> None:
         """Write the prototypes of all micro-steps and processes into the banks."""
-        for name, found in self._candidates.items():
-            cast(Bank, self.banks[name]).write(*gather_candidates(found))
-        self._candidates = {}
+        self.banks.write()
 
     def deployed(self) -> Mapping[str, nn.Module]:
         """Both nets and their fusion as one net, or the nets of `predict_with`."""
@@ -164,18 +158,10 @@ class UCSeg(Recipe):
         return largest_components(guess, classes=pieces) if pieces else guess
 
     def _learn(
-        self,
-        terms: Terms,
-        prefix: str,
-        outputs: Mapping[str, NetOutput],
-        targets: Tensor,
-        progress: float,
-        *,
-        share: float,
-        good: Mapping[str, Tensor],
+        self, terms: Terms, prefix: str, outputs: Outputs, targets: Tensor, since: float, *, share: float, good: Maps
     ) -> None:
         """Add the terms that need no ground truth; volumes in front, one for each of `good`, have it all the same."""
-        c, ramp = self.config, gaussian_ramp(progress, end=self.config.ramp_end)
+        c, ramp = self.config, gaussian_ramp(since, end=self.config.ramp_end)
         for name, output in outputs.items():
             own = good.get(name, targets.new_zeros(0, dtype=torch.bool))
             pseudo = self._pair(output.logits[len(own) :], targets[len(own) :])
@@ -200,11 +186,9 @@ class UCSeg(Recipe):
             vectors, labels = class_prototypes(features, targets, classes=self.classes, **how)
             kept = vectors[: len(good)].detach().transpose(1, 2).flatten(0, 1)
             candidates = kept, labels[: len(good)].where(good[:, None], -1).flatten()
-            key = f"{name}_{level}"
-            self._candidates.setdefault(key, []).append(candidates)
-            stored = self.banks[key](*candidates)
+            stored = self.banks.ask(f"{name}_{level}", *candidates)
             losses.append(
                 prototype_contrast(vectors, labels, *stored, temperature=c.temperature, normalize=c.normalize)
             )
-            ready = ready and key in self._ready
+            ready = ready and self.banks.ready(f"{name}_{level}")
         return torch.stack(losses).mean(), ready

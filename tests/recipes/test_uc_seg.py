@@ -2,6 +2,7 @@
 """Uncertainty-aware cross-training: its prediction, its presets, its state, its nets, and that it trains."""
 
 import csv
+import dataclasses
 
 import pytest
 import torch
@@ -202,6 +203,29 @@ def test_a_batch_without_unlabelled_volumes_and_images_that_do_not_divide_are_re
         recipe(small_batch(unlabelled=0), 0.5)
     with pytest.raises(ValueError, match="each a multiple of patch 4"):
         recipe(small_batch(side=10), 0.5)
+
+
+def test_before_unlabelled_from_only_labelled_volumes_are_looked_at():
+    recipe = UCSeg(small_nets(), **{**TINY, **OPEN, "unlabelled_from": 0.5})
+    recipe.begin_step()
+    batch = small_batch()
+    unseen = dataclasses.replace(batch, unlabelled=torch.full_like(batch.unlabelled, torch.nan))
+    terms = recipe(unseen, 0.49)  # mixed volumes, from 0.4 on, wait too
+    assert set(terms) == {
+        f"{term}/{net}" for term in ("supervised", "calibration") for net in ("resnet", "vnet", "fused")
+    }
+    assert torch.isfinite(terms.total())
+    recipe.after_step(0.49)
+    assert all(bank.filled.sum() == 0 for bank in recipe.banks.values())
+    others = UCSeg(small_nets(), **{**TINY, **OPEN})
+    for progress, since in ((0.5, 0.0), (0.75, 0.5), (1.0, 1.0)):
+        late, from_the_start = recipe(batch, progress), others(batch, since)
+        assert late["pseudo/vnet"].weight == pytest.approx(
+            from_the_start["pseudo/vnet"].weight * (0.5 if since < 0.4 else 1)
+        )
+        assert "mixed_region" in late
+    with pytest.raises(ValueError, match="unlabelled_from is 1"):
+        UCSeg(small_nets(), **TINY, unlabelled_from=1.0)
 
 
 def test_terms_may_be_switched_off():
