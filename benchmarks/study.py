@@ -18,7 +18,6 @@ on phantoms (--labelled 4), to try it out.
 """
 
 import argparse
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -73,7 +72,7 @@ def dual_uncertainty(protocol: Protocol) -> Recipe:
 
 
 def uc_seg(protocol: Protocol) -> Recipe:
-    return UCSeg(protocol.nets(), gate_patch=math.gcd(16, *protocol.patch))  # a patch has to be whole gate patches
+    return UCSeg(protocol.nets(), **UCSeg.arguments_for(protocol.patch))
 
 
 def variants(preset: str, rows: dict[str, dict[str, Any]]) -> dict[str, Build]:

@@ -16,6 +16,7 @@ from ssmis._optional import require
 from ssmis.data import DataError
 from ssmis.engine.bundle import write_bundle
 from ssmis.engine.trained import TrainedRun
+from ssmis.nets import CrossAttentionGate
 from ssmis.options import ExportOptions, gathered
 
 FORMAT, VERSION = "ssmis.export", 1
@@ -43,8 +44,8 @@ def export_run(
     - "safetensors": `model.safetensors` with the weights of the nets that predict, `config.json` with what builds them
       and prepares images. `load_exported` reads it.
     - "onnx": `model.onnx`, prepared images to probabilities; batch and spatial size are free, where sizes divide by
-      the coarsest stride of the nets (16). It is compared with torch on two sizes before it counts as written. Needs
-      the extra `onnx`.
+      the coarsest stride of the nets (16), and by the patch of the gate of `uc_seg`. It is compared with torch on two
+      sizes before it counts as written. Needs the extra `onnx`.
     - "monai": a bundle folder with `configs/metadata.json`, `configs/inference.json` and `models/model.ts`.
 
     Args:
@@ -120,10 +121,12 @@ def _safetensors(model: Deployed, trained: TrainedRun, out: Path) -> Path:
     return path
 
 
-def _examples(trained: TrainedRun) -> tuple[Tensor, Tensor]:
-    """Images about the patch's size, and larger ones, both of sizes that the pooling divides."""
+def _examples(trained: TrainedRun, model: Deployed) -> tuple[Tensor, Tensor]:
+    """Images about the patch's size, and larger ones, both of sizes that the pooling and a gate's patch divide."""
     plan = trained.plan
     steps = [math.prod(factors) for factors in zip(*plan.pooling)]
+    for gate in (module for module in model.modules() if isinstance(module, CrossAttentionGate)):
+        steps = [math.lcm(step, own) for step, own in zip(steps, gate.patch)]
     size = [step * math.ceil(length / step) for length, step in zip(plan.patch, steps)]
     larger = [length + 2 * step for length, step in zip(size, steps)]
     generator = torch.Generator().manual_seed(0)
@@ -136,7 +139,7 @@ def _onnx(model: Deployed, trained: TrainedRun, out: Path) -> Path:
         require(package, extra="onnx", purpose="exporting ONNX")
     runtime = require("onnxruntime", extra="onnx", purpose="checking the ONNX model")
     path = out / "model.onnx"
-    first, other = _examples(trained)
+    first, other = _examples(trained, model)
     axes = ("height", "width") if trained.plan.dims == 2 else ("depth", "height", "width")
     sizes = {0: "batch", **{axis + 2: name for axis, name in enumerate(axes)}}
     with warnings.catch_warnings():
@@ -172,7 +175,7 @@ def _compare(path: Path, model: Deployed, examples: Sequence[Tensor], runtime: A
 
 def _monai(model: Deployed, trained: TrainedRun, out: Path) -> Path:
     folder = out / "bundle"
-    first, _ = _examples(trained)
+    first, _ = _examples(trained, model)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the shape checks of the nets, which every window passes
         traced = torch.jit.trace(model, first[:1], check_trace=False)

@@ -2,6 +2,7 @@
 """A gate map from two uncertainty maps, by cross-attention between their patches."""
 
 from collections.abc import Sequence
+from math import prod
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +15,9 @@ from ssmis.nets.blocks import check_dims
 class CrossAttentionGate(nn.Module):
     """Patches of the first map ask those of the second one, and the answers are laid out as a map again.
 
-    Both maps are cut into patches of `patch^dims` and embedded by the same linear map and the same learned positions;
+    Both maps are cut into patches and embedded by the same linear map and the same learned positions;
     attention with queries from the first and keys and values from the second map, a perceptron with one hidden layer
-    around which the tokens pass, and a linear map back to `patch^dims` voxels. No layer norm, and no way around the
+    around which the tokens pass, and a linear map back to the voxels of a patch. No layer norm, and no way around the
     attention. The gate is a real number a voxel; it starts as 1 plus what the random last layer gives.
 
     The table of positions belongs to maps of `size`; for others it is interpolated.
@@ -24,7 +25,7 @@ class CrossAttentionGate(nn.Module):
     Args:
         dims: number of spatial dimensions, 2 or 3.
         size: of the maps the table of positions is made for, a multiple of `patch` on every axis.
-        patch: voxels of a patch along each axis.
+        patch: voxels of a patch along every axis, or along each.
         embedding: channels of a token, a multiple of `heads`.
         heads: of the attention.
         hidden: channels of the perceptron's hidden layer.
@@ -45,7 +46,7 @@ class CrossAttentionGate(nn.Module):
         *,
         dims: int,
         size: Sequence[int],
-        patch: int = 16,
+        patch: int | Sequence[int] = 16,
         embedding: int = 96,
         heads: int = 8,
         hidden: int = 384,
@@ -54,20 +55,22 @@ class CrossAttentionGate(nn.Module):
         super().__init__()
         check_dims(dims)
         check_range(dropout, 0.0, 1.0, name="dropout")
-        if min(patch, heads, hidden) < 1 or embedding < 1 or embedding % heads:
+        self.patch = (patch,) * dims if isinstance(patch, int) else tuple(patch)
+        if len(self.patch) != dims or min(*self.patch, heads, hidden, embedding) < 1 or embedding % heads:
             raise ValueError(
                 f"patch is {patch}, embedding {embedding}, heads {heads} and hidden {hidden}; "
-                "expected 1 or more each, and embedding a multiple of heads"
+                f"expected 1 or more each, patch a number or {dims}, and embedding a multiple of heads"
             )
-        self.dims, self.patch, self.heads, self.dropout = dims, patch, heads, dropout
+        self.dims, self.heads, self.dropout = dims, heads, dropout
+        voxels = prod(self.patch)
         grid = self._grid(size, "size")
-        self.embed = nn.Linear(patch**dims, embedding)
+        self.embed = nn.Linear(voxels, embedding)
         self.positions = nn.Parameter(0.02 * torch.randn(1, embedding, *grid))
         self.query = nn.Linear(embedding, embedding)
         self.key_value = nn.Linear(embedding, 2 * embedding)
         self.merge = nn.Linear(embedding, embedding)
         self.perceptron = nn.Sequential(nn.Linear(embedding, hidden), nn.GELU(), nn.Linear(hidden, embedding))
-        self.spread = nn.Linear(embedding, patch**dims)
+        self.spread = nn.Linear(embedding, voxels)
         nn.init.ones_(self.spread.bias)
 
     def forward(self, query_map: Tensor, key_map: Tensor) -> Tensor:
@@ -95,14 +98,14 @@ class CrossAttentionGate(nn.Module):
         return tokens.unflatten(2, (self.heads, -1)).transpose(1, 2)
 
     def _cut(self, maps: Tensor, grid: Sequence[int]) -> Tensor:
-        # (B, 1, *S) to (B, tokens, patch^dims)
-        values = maps.reshape(-1, *(length for count in grid for length in (count, self.patch)))
+        # (B, 1, *S) to (B, tokens, voxels of a patch)
+        values = maps.reshape(-1, *(length for both in zip(grid, self.patch) for length in both))
         order = [*range(1, 2 * self.dims, 2), *range(2, 2 * self.dims + 1, 2)]
         return values.permute(0, *order).flatten(1, self.dims).flatten(2)
 
     def _lay_out(self, values: Tensor, grid: Sequence[int]) -> Tensor:
-        # (B, tokens, patch^dims) to (B, g1, p1, g2, p2, ...)
-        values = values.reshape(-1, *grid, *(self.patch,) * self.dims)
+        # (B, tokens, voxels of a patch) to (B, g1, p1, g2, p2, ...)
+        values = values.reshape(-1, *grid, *self.patch)
         order = [axis for i in range(1, self.dims + 1) for axis in (i, self.dims + i)]
         return values.permute(0, *order)
 
@@ -114,9 +117,9 @@ class CrossAttentionGate(nn.Module):
         return F.interpolate(self.positions, size=tuple(grid), mode=mode, align_corners=False)
 
     def _grid(self, size: Sequence[int], name: str) -> tuple[int, ...]:
-        if len(size) != self.dims or any(length % self.patch or length < 1 for length in size):
+        if len(size) != self.dims or any(length % own or length < 1 for length, own in zip(size, self.patch)):
+            told = self.patch[0] if len(set(self.patch)) == 1 else self.patch
             raise ValueError(
-                f"{name} has spatial size {tuple(size)}; expected {self.dims} axes, each a multiple of patch "
-                f"{self.patch}"
+                f"{name} has spatial size {tuple(size)}; expected {self.dims} axes, each a multiple of patch {told}"
             )
-        return tuple(length // self.patch for length in size)
+        return tuple(length // own for length, own in zip(size, self.patch))

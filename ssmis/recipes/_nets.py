@@ -95,9 +95,10 @@ def uc_seg_nets(
 def gated_fusion(config: UCSegConfig, *, classes: int, dims: int) -> GatedFusion:
     """Return the gate over vacuity maps with the head of fused logits, as the coefficients of `UCSeg` have them."""
     c = config
+    patch = [c.gate_patch] * dims if isinstance(c.gate_patch, int) else c.gate_patch
     gate = CrossAttentionGate(
         dims=dims,
-        size=[c.gate_patch * count for count in c.positions],
+        size=[length * count for length, count in zip(patch, c.positions)],
         patch=c.gate_patch,
         embedding=c.embedding,
         heads=c.gate_heads,

@@ -44,7 +44,7 @@ class UCSegConfig:
         mix_from: progress from which mixed volumes are learned from too (t_mix), but not before `unlabelled_from`; 1:
             never.
         mix_side: side of the pasted box, as a share of each axis.
-        gate_patch: voxels of a patch of the gate along each axis; divides the size of all images.
+        gate_patch: voxels of a patch of the gate along every axis, or along each; divides the size of all images.
         positions: patches along each axis of the gate's table of positions, best those of a training crop; for other
             sizes it is interpolated.
         embedding: channels of the gate's tokens.
@@ -79,7 +79,7 @@ class UCSegConfig:
     quality_end: float = 0.76
     mix_from: float = 0.12
     mix_side: float = 2 / 3
-    gate_patch: int = 16
+    gate_patch: int | Sequence[int] = 16
     positions: Sequence[int] = (7, 7, 5)
     embedding: int = 256
     gate_heads: int = 8

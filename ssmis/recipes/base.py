@@ -140,6 +140,11 @@ class Recipe(nn.Module):
         if unknown:
             raise ValueError(f"predict_with names {sorted(unknown)}; the nets are {list(students)}")
 
+    @classmethod
+    def arguments_for(cls, patch: Sequence[int]) -> dict[str, Any]:
+        """Arguments that a training on patches of this size should have, where the defaults do not fit it."""
+        return {}
+
     def nets(self) -> dict[str, nn.Module]:
         """The students that take images: name -> net; all but the heads."""
         return {name: self.students[name] for name in self.net_names}

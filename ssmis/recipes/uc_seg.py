@@ -3,6 +3,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import gcd
 from typing import Any, ClassVar
 
 import torch
@@ -84,6 +85,12 @@ class UCSeg(Recipe):
             for name in nets:
                 for level, width in enumerate(channels):
                     self.banks[f"{name}_{level}"] = BANKS.create(c.bank, classes=classes, channels=width, **kept)
+
+    @classmethod
+    def arguments_for(cls, patch: Sequence[int]) -> dict[str, Any]:
+        """Smaller patches of the gate along the axes that 16 does not divide."""
+        own = [gcd(16, length) for length in patch]
+        return {} if set(own) == {16} else {"gate_patch": own}
 
     def forward(self, batch: Batch, progress: float) -> Terms:
         """Terms `supervised`, `calibration`, `consistency`, `pseudo` and `prototype`, each `/<net>`, the first two also

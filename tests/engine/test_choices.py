@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Choices of a training on data of one's own: coefficients, pieces of classes, presets; and reports of one case."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -50,6 +51,20 @@ def test_pseudo_labels_keep_one_piece_of_classes_that_are_one():
     for wrong in ("[3]", "True", "1", "null"):
         with pytest.raises(ValueError, match=r"components is .*; expected true, false, or a list of classes from 1"):
             components(coefficients=[f"components={wrong}"])
+
+
+def test_the_gate_of_uc_seg_fits_a_patch_that_16_does_not_divide(tmp_path):
+    def gate(patch, *coefficients):
+        plan = replace(small_plan(), patch=patch)
+        return build_recipe(TrainOptions("DATA", recipe="uc_seg", coefficients=list(coefficients)), plan)
+
+    assert gate((32, 48, 16)).config.gate_patch == 16
+    assert gate((32, 24, 6)).config.gate_patch == [16, 8, 2]
+    assert gate((32, 24, 6), "gate_patch=[4, 4, 2]").students["fusion"].gate.patch == (4, 4, 2)
+    few = SMALL | {"recipe": "uc_seg", "nets": ["unet", "vnet"], "test": "0", "steps": 1, "patch": [8, 16, 6]}
+    train(plain(tmp_path / "data", labelled=2, unlabelled=2), out=str(tmp_path / "run"), **few)
+    own = json.loads((tmp_path / "run" / "protocol.json").read_text())["method"]["config"]["gate_patch"]
+    assert own == [8, 16, 2]
 
 
 def test_training_tells_what_pseudo_labels_keep(tmp_path):

@@ -45,7 +45,7 @@ def test_an_onnx_model_that_computes_something_else_is_not_kept(tmp_path, monkey
     run = write_run(tmp_path / "run", small_plan(2))
     odd = torch.randn(1, 1, 17, 16)  # torch pads it; what was exported does not
     monkeypatch.setattr(
-        sys.modules["ssmis.engine.export"], "_examples", lambda trained: (torch.randn(2, 1, 16, 16), odd)
+        sys.modules["ssmis.engine.export"], "_examples", lambda trained, model: (torch.randn(2, 1, 16, 16), odd)
     )
     with pytest.raises(ValueError, match=r"model\.onnx: "):
         export_run(run, out=str(tmp_path / "out"), formats=["onnx"])

@@ -29,12 +29,12 @@ def maps(dims, seed=0, size=None, batch=2):
 
 def brute(gate, query_map, key_map):
     """The gate of one volume `(*S)` each, patch by patch and head by head."""
-    patch, dims = gate.patch, gate.dims
-    corners = list(itertools.product(*(range(0, n, patch) for n in query_map.shape)))
-    cut = {c: tuple(slice(at, at + patch) for at in c) for c in corners}
+    patch = gate.patch
+    corners = list(itertools.product(*(range(0, n, own) for n, own in zip(query_map.shape, patch))))
+    cut = {c: tuple(slice(at, at + own) for at, own in zip(c, patch)) for c in corners}
 
     def token(volume, corner):
-        place = gate.positions[(0, slice(None), *(at // patch for at in corner))]
+        place = gate.positions[(0, slice(None), *(at // own for at, own in zip(corner, patch)))]
         return gate.embed.weight.flatten(1) @ volume[cut[corner]].flatten() + gate.embed.bias + place
 
     keys = [gate.key_value(token(key_map, c)) for c in corners]
@@ -51,14 +51,15 @@ def brute(gate, query_map, key_map):
             parts.append(sum(s * v for s, v in zip(scores, values_h)))
         answer = gate.merge(torch.cat(parts))
         answer = answer + gate.perceptron(answer)
-        result[cut[corner]] = gate.spread(answer).view((patch,) * dims)
+        result[cut[corner]] = gate.spread(answer).view(patch)
     return result
 
 
 @each_dims
-def test_the_gate_equals_a_loop_over_patches_and_heads(dims):
+@pytest.mark.parametrize("patch", [2, (4, 3, 1)])
+def test_the_gate_equals_a_loop_over_patches_and_heads(dims, patch):
     size = (4, 6, 2)[:dims]
-    gate = make_gate(dims, size=size).double()
+    gate = make_gate(dims, size=size, patch=patch if isinstance(patch, int) else patch[:dims]).double()
     query_map, key_map = maps(dims, size=size)
     found = gate(query_map, key_map)
     assert found.shape == query_map.shape
@@ -118,6 +119,8 @@ def test_the_gate_starts_around_one():
     [
         ({"embedding": 9}, "embedding 9"),
         ({"patch": 0}, "patch is 0"),
+        ({"patch": (2, 2, 2)}, "patch a number or 2"),
+        ({"patch": (2, 4), "size": (4, 6)}, r"each a multiple of patch \(2, 4\)"),
         ({"dropout": 2.0}, "dropout is 2"),
         ({"size": (4, 5)}, r"size has spatial size \(4, 5\)"),
         ({"size": (4, 4, 4)}, "expected 2 axes"),
