@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", help="what this process trains; default: all")
     parser.add_argument("--preset", help="of dual_uncertainty; default: the protocol's")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--nets_alone", action="store_true", help="score each net by itself, too")
     parser.add_argument("--medpy", action="store_true", help="score what is finished under MedPy's convention, too")
     parser.add_argument("--show", action="store_true", help="print what is there and train nothing")
     parser.add_argument("--keep", type=Path, help="copy the scores of what is finished there")
@@ -96,6 +97,7 @@ def train(args: argparse.Namespace) -> None:
         seeds=args.seeds,
         steps={name: steps for row, steps in args.longer if (name := f"{row}_{steps}") in args.rows},
         validations=0,
+        nets_alone=args.nets_alone,
         callbacks=[quality(protocol, hidden, args.out / "hidden")],
         against=("supervised", "all_labels") if ceiling else ("supervised",),
         tell=partial(print, flush=True),
