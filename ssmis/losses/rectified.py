@@ -29,8 +29,8 @@ def kl_rectified_ce(
         student_logits: `(B, K, *S)`, K >= 2. Receives gradient.
         teacher_logits: `(B, K, *S)`. Detached here.
         detach_weight: treat $e^{-D}$ as a constant. While attached, raising D at the same CE pays where
-            $e^{-D}\,\mathrm{CE} > 1$, which needs an unsure teacher and many classes (CE is up to $\log K$ at
-            agreement), so the default is to detach for K > 4 only.
+            $e^{-D}\,\mathrm{CE} > 1$, which needs an unsure teacher and more than two classes (CE is up to $\log K$
+            at agreement), so the default is to detach for K > 4 only.
         targets: "hard" or "soft" pseudo-labels, see `pseudo_ce`.
         sharpen_temperature: of soft targets, see `pseudo_ce`; D is never sharpened.
         mask: bool `(B, *S)`; voxels outside are left out.

@@ -2,7 +2,7 @@
 """Several banks that learn once an applied step, from the candidates of all its micro-steps."""
 
 from collections.abc import Mapping
-from typing import cast
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -21,9 +21,10 @@ class Banks(nn.ModuleDict):
     """
 
     def __init__(self, banks: Mapping[str, Bank] | None = None) -> None:
-        super().__init__(banks)
+        super().__init__()
         self._waiting: dict[str, list[tuple[Tensor, Tensor]]] = {}
         self._ready: set[str] = set()
+        self.update(banks or {})
 
     def begin_step(self) -> None:
         """Forget the candidates of a step that was skipped."""
@@ -59,3 +60,21 @@ class Banks(nn.ModuleDict):
     def bank(self, name: str) -> Bank:
         """One of them."""
         return cast(Bank, self[name])
+
+    def __setitem__(self, name: str, bank: nn.Module) -> None:
+        super().__setitem__(name, bank)
+        self._forget(name)
+
+    def __delitem__(self, name: str) -> None:
+        super().__delitem__(name)
+        self._forget(name)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        for name in self:
+            self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        # what was known of a bank that is another one now
+        self._waiting.pop(name, None)
+        self._ready.discard(name)

@@ -21,7 +21,7 @@ class UCSegConfig:
             "sigmoid" maps of each class with the Dice of each depth slice.
         calibration_weight: of the calibration of evidence, labelled volumes, both nets and the fused head.
         calibration_start: of the weight of right voxels, which rises from it to 1 as `exponential_ramp`.
-        fused_weight: of the segmentation and calibration of the fused head.
+        fused_weight: of the segmentation and calibration of the fused head, above 0: nothing else trains it.
         consistency_weight: of the binary cross-entropy with the peer's probabilities, all volumes.
         pseudo_weight: of the pseudo-labels (w_max), at the end of the ramp.
         ramp_end: progress since `unlabelled_from`, as a share of what is left there, at which the ramp
@@ -33,11 +33,12 @@ class UCSegConfig:
         prototype_over: divide their sums by the voxels of the "class" or of the "volume".
         region_weight: of the contrast of regions.
         symmetric: both nets ask in it, or only the first one.
-        cells: of the regions, along each axis.
+        cells: of the regions, along each axis; one region has no other to be told from.
         normalize: cosines in both contrasts, else inner products.
         temperature: of both contrasts.
         levels: number of encoder levels, from the coarsest, whose features are contrasted.
-        bank: of prototypes, one a net and level: "fifo", "ema", "batch" or "fifo_shared_pointer".
+        bank: of prototypes, one a net and level: "fifo", "ema" or "fifo_shared_pointer"; "batch" remembers nothing, and
+            mixed volumes bring no prototypes of their own.
         slots: prototypes a class, for both kinds of "fifo".
         quality_start: Dice a labelled volume must exceed at the start for its prototypes to be remembered.
         quality_end: the same at the end; it rises on a straight line.
@@ -104,6 +105,12 @@ class UCSegConfig:
         if self.unlabelled_from == 1:
             raise ValueError("unlabelled_from is 1, so that no step learns from unlabelled volumes; expected less")
         check_range(self.temperature, 0.0, sys.float_info.max, name="temperature", open_low=True)
+        if self.fused_weight == 0:
+            raise ValueError("fused_weight is 0, so that nothing trains the head that predicts; expected more")
+        if self.bank == "batch" and self.prototype_weight > 0:
+            raise ValueError("bank is 'batch', which has no prototypes for mixed volumes; expected 'fifo' or 'ema'")
+        if self.cells == 1 and self.region_weight > 0:
+            raise ValueError("cells is 1, so that a region has no other to be told from; expected 2 or more")
 
 
 PRESETS = {

@@ -49,6 +49,8 @@ class CrossPseudo(Recipe):
 
     def forward(self, batch: Batch, progress: float) -> Terms:
         """Terms `supervised/<net>` and `cross/<net>`."""
+        if len(batch.unlabelled) == 0:
+            raise ValueError("the batch has no unlabelled volumes; cross_pseudo needs some in every batch")
         images = batch.images
         split = {name: batch.split(self.run_net(name, images).logits) for name in self.students}
         first, second = split

@@ -128,20 +128,22 @@ class DualUncertainty(Recipe):
             self.teachers.update({name: EMA(net, decay=c.teacher_decay) for name, net in self.students.items()})
 
     def forward(self, batch: Batch, progress: float) -> Terms:
-        """Terms `supervised`, `disagreement`, `rectified`, `filtered`, `cosine` and `contrast`, each `/<net>`."""
+        """Terms `supervised`, `disagreement`, `rectified`, `filtered`, `pseudo_dice`, `cosine` and `contrast`, each
+        `/<net>`.
+        """
         if len(batch.unlabelled) == 0:
             raise ValueError("the batch has no unlabelled volumes; dual_uncertainty needs some in every batch")
         c = self.config
         learns = progress >= c.unlabelled_from
         since = max(0.0, progress - c.unlabelled_from) / (1 - c.unlabelled_from)
         view = self._view(batch) if learns else View(batch.without_unlabelled())
-        batch = view.batch
+        whole, batch = batch, view.batch
         images = batch.student_images
         outputs = {name: self.run_net(name, images) for name in self.students}
         labelled, unlabelled = {}, {}
         for name, output in outputs.items():
             labelled[name], unlabelled[name] = batch.split(output)
-        judged = each(self._judged(batch, unlabelled), view.as_mixed) if learns else {}
+        judged = each(self._judged(whole, unlabelled), view.as_mixed) if learns else {}
         keep = each(judged, lambda logits: self._surest(logits, batch.valid, view.known))
         seen = Seen(batch, outputs, unlabelled, judged, keep)
         first, second = self.students
@@ -248,7 +250,10 @@ class DualUncertainty(Recipe):
         return lowest_entropy(logits, c.keep_fraction, scope=c.filter_scope, valid=valid & ~known) | (valid & known)
 
     def _judged(self, batch: Batch, unlabelled: Mapping[str, NetOutput]) -> dict[str, Tensor]:
-        """Logits of the pseudo-labels that each net, or the averages in its place, gives to its peer."""
+        """Logits of the pseudo-labels that each net, or the averages in its place, gives to its peer.
+
+        The averages look at whole volumes: `batch` is the one before boxes were exchanged.
+        """
         if not self.teachers:
             return {name: output.logits for name, output in unlabelled.items()}
         with torch.no_grad():

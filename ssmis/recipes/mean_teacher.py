@@ -67,6 +67,8 @@ class MeanTeacher(Recipe):
 
     def forward(self, batch: Batch, progress: float) -> Terms:
         """Terms `supervised/<net>` and `consistency/<net>`."""
+        if len(batch.unlabelled) == 0:
+            raise ValueError("the batch has no unlabelled volumes; mean_teacher needs some in every batch")
         output = self.run_net(self.name, batch.student_images)
         labelled, unlabelled = batch.split(output.logits)
         with torch.no_grad():

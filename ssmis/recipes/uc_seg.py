@@ -102,7 +102,7 @@ class UCSeg(Recipe):
         learns, since = progress >= start, max(0.0, progress - start) / (1 - start)
         batch = batch if learns else batch.without_unlabelled()
         images, labels = batch.student_images, batch.labels
-        outputs: dict[str, NetOutput] = {name: net(images) for name, net in self.nets().items()}
+        outputs: dict[str, NetOutput] = {name: self.run_net(name, images) for name in self.net_names}
         logits = {name: output.logits for name, output in outputs.items()}
         fused, fused_u = batch.split(self.students["fusion"](*logits.values()))
 
@@ -128,12 +128,12 @@ class UCSeg(Recipe):
             good[name] = reliable_volumes(guess, labels, classes=self.classes, threshold=quality)
             terms.notes[f"remembered/{name}"] = good[name].sum()
 
-        mixes = progress >= c.mix_from
+        mixes = c.mix_from < 1 and progress >= c.mix_from
         share = 0.5 if mixes else 1.0  # of the terms on these and on mixed volumes
         self._learn(terms, "", outputs, targets, since, share=share, good=good)
         if mixes:
             mixed = box_mix(images[: len(labels)], labels, images[len(labels) :], pseudo, side=c.mix_side)
-            twins = {name: net(mixed.images) for name, net in self.nets().items()}
+            twins = {name: self.run_net(name, mixed.images) for name in self.net_names}
             self._learn(terms, "mixed_", twins, mixed.labels, since, share=share, good={})
         return terms
 

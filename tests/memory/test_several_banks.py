@@ -54,6 +54,28 @@ def test_a_bank_is_ready_from_the_step_after_two_classes_were_written_on():
     assert loaded.ready("fine")
 
 
+def test_a_bank_that_is_another_one_now_is_neither_ready_nor_waited_for():
+    def full() -> Banks:
+        banks = two()
+        for name in banks:
+            banks.bank(name).write(*told(1.0))
+            banks.ask(name, *told(1.0))
+        banks.find_ready()
+        assert banks.ready("fine")
+        return banks
+
+    loaded, replaced, shorter = full(), full(), full()
+    loaded.load_state_dict(two().state_dict())
+    replaced["fine"] = FIFOBank(2, 4, slots=3)
+    del shorter["fine"]
+    for banks in (loaded, replaced, shorter):
+        banks.find_ready()
+        banks.write()
+        assert not banks.ready("fine")
+    assert loaded.bank("fine").filled.sum() == replaced.bank("fine").filled.sum() == 0
+    assert replaced.ready("coarse")
+
+
 def test_what_waits_holds_no_graph_and_unknown_banks_are_named():
     banks = two()
     vectors, labels = told(1.0)

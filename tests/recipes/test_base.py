@@ -91,6 +91,13 @@ def test_a_prediction_that_fails_leaves_every_mode_as_it_was():
     assert [module.training for module in recipe.modules()] == modes
 
 
+@pytest.mark.parametrize("name", SEMI)
+def test_a_batch_without_unlabelled_volumes_is_refused(name):
+    recipe = RECIPES.create(name, small_nets(names=SEMI[name]), **RECIPES[name].example.create)
+    with pytest.raises(ValueError, match=f"no unlabelled volumes; {name} needs some"):
+        recipe(small_batch(unlabelled=0), 0.5)
+
+
 def test_terms_must_reach_someone_and_weigh_something():
     terms = Terms()
     with pytest.raises(ValueError, match="reaches no student"):

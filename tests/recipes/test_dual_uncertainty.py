@@ -346,6 +346,25 @@ def test_a_step_learns_from_pseudo_labels_without_islands(monkeypatch):
         DualUncertainty(small_nets(), components=True)
 
 
+@pytest.mark.parametrize("how", ["labelled", "unlabelled"])
+def test_components_are_those_of_the_whole_volume_whatever_it_is_mixed_with(how):
+    """One piece, which the unannotated half of a partner would cut in two, and its padding too."""
+    image = -10 * torch.ones(2, 1, 24, 24)
+    image[:, :, 4:20, 10:14] = image[:, :, 4:8, 4:20] = image[:, :, 16:20, 4:20] = 10
+    labels = torch.zeros(2, 24, 24, dtype=torch.long)
+    labels[:, :12] = -1
+    valid = torch.ones(2, 24, 24, dtype=torch.bool)
+    valid[1, :12] = False
+    batch = Batch(labelled=torch.full_like(image, -10), labels=labels, unlabelled=image, valid=valid)
+    for seed in range(20):
+        torch.manual_seed(seed)
+        recipe = DualUncertainty(
+            {name: Pointwise() for name in ("a", "b")}, preset="copy_paste", mix_with=how, contrast_weight=0.0
+        )
+        terms = recipe(batch, 0.9)  # the averages are the nets, which see what is bright: all agree
+        assert all(terms[f"{kind}/a"].value < 0.01 for kind in ("rectified", "filtered", "pseudo_dice")), seed
+
+
 @pytest.mark.parametrize("how", ["labelled", "labelled_only"])
 def test_mixing_with_labels_needs_a_box(how):
     with pytest.raises(ValueError, match=f"mix_with is '{how}' with mix_side 0"):

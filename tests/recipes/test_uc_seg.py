@@ -188,7 +188,18 @@ def test_nets_that_cannot_be_compared_are_named():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"pair": "tanh"}, {"region_weight": -1.0}, {"mix_from": 2.0}, {"prototype_masks": "none"}, {"levels": 0}]
+    "wrong",
+    [
+        {"pair": "tanh"},
+        {"region_weight": -1.0},
+        {"mix_from": 2.0},
+        {"prototype_masks": "none"},
+        {"levels": 0},
+        {"fused_weight": 0.0},
+        {"bank": "batch"},
+        {"cells": 1},
+        {"unlabelled_from": 1.5},
+    ],
 )
 def test_wrong_settings_are_named(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
@@ -232,5 +243,5 @@ def test_terms_may_be_switched_off():
     off = {"consistency_weight": 0.0, "prototype_weight": 0.0, "region_weight": 0.0, "mix_from": 1.0}
     recipe = UCSeg(small_nets(), **{**TINY, **off})
     assert len(recipe.banks) == 0
-    kinds = {name.split("/")[0] for name in recipe(small_batch(), 0.9)}
+    kinds = {name.split("/")[0] for name in recipe(small_batch(), 1.0)}
     assert kinds == {"supervised", "calibration", "pseudo"}
