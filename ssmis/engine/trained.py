@@ -146,7 +146,11 @@ def build_recipe(options: TrainOptions, plan: Plan) -> Recipe:
         raise ValueError(f"{taken[0]} is no coefficient; expected an option of its own")
     factory = entry.factory
     if inspect.isclass(factory) and issubclass(factory, Recipe):
-        arguments |= {name: own for name, own in factory.arguments_for(plan.patch).items() if name not in coefficients}
+        takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
+        fitting = factory.arguments_for(plan.patch).items()
+        arguments |= {
+            name: own for name, own in fitting if (takes_all or name in accepted) and name not in coefficients
+        }
     _check_types(coefficients, factory.__init__ if inspect.isclass(factory) else factory)
 
     def build(names: list[str] | None, **choice: bool) -> Recipe:

@@ -53,8 +53,9 @@ class Banks(nn.ModuleDict):
 
     def write(self) -> None:
         """Write the candidates of all micro-steps and processes."""
-        for name, parts in self._waiting.items():
-            self.bank(name).write(*gather_candidates(parts))
+        for name in self:  # in this order in every process
+            if parts := self._waiting.get(name):
+                self.bank(name).write(*gather_candidates(parts))
         self._waiting = {}
 
     def bank(self, name: str) -> Bank:

@@ -96,6 +96,9 @@ def gated_fusion(config: UCSegConfig, *, classes: int, dims: int) -> GatedFusion
     """Return the gate over vacuity maps with the head of fused logits, as the coefficients of `UCSeg` have them."""
     c = config
     patch = [c.gate_patch] * dims if isinstance(c.gate_patch, int) else c.gate_patch
+    for name, counts in (("gate_patch", patch), ("positions", c.positions)):
+        if len(counts) != dims:
+            raise ValueError(f"{name} is {counts}; expected {dims} numbers, one for each axis")
     gate = CrossAttentionGate(
         dims=dims,
         size=[length * count for length, count in zip(patch, c.positions)],

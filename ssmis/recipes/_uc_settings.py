@@ -37,8 +37,8 @@ class UCSegConfig:
         normalize: cosines in both contrasts, else inner products.
         temperature: of both contrasts.
         levels: number of encoder levels, from the coarsest, whose features are contrasted.
-        bank: of prototypes, one a net and level: "fifo", "ema" or "fifo_shared_pointer"; "batch" remembers nothing, and
-            mixed volumes bring no prototypes of their own.
+        bank: of prototypes, one a net and level: "fifo", "ema" or "fifo_shared_pointer"; "batch" remembers nothing
+            from steps in which volumes were segmented well.
         slots: prototypes a class, for both kinds of "fifo".
         quality_start: Dice a labelled volume must exceed at the start for its prototypes to be remembered.
         quality_end: the same at the end; it rises on a straight line.
@@ -105,10 +105,18 @@ class UCSegConfig:
         if self.unlabelled_from == 1:
             raise ValueError("unlabelled_from is 1, so that no step learns from unlabelled volumes; expected less")
         check_range(self.temperature, 0.0, sys.float_info.max, name="temperature", open_low=True)
+        for count in [self.gate_patch] if isinstance(self.gate_patch, int | str | float | None) else self.gate_patch:
+            if type(count) is not int or count < 1:
+                raise ValueError(
+                    f"gate_patch is {self.gate_patch!r}; expected a number of voxels, or one for each axis"
+                )
         if self.fused_weight == 0:
-            raise ValueError("fused_weight is 0, so that nothing trains the head that predicts; expected more")
+            raise ValueError(
+                "fused_weight is 0, so that nothing trains the head that makes pseudo-labels; expected more"
+            )
         if self.bank == "batch" and self.prototype_weight > 0:
-            raise ValueError("bank is 'batch', which has no prototypes for mixed volumes; expected 'fifo' or 'ema'")
+            told = "which is empty where no volume of a step is segmented well enough"
+            raise ValueError(f"bank is 'batch', {told}; expected 'fifo', 'ema' or 'fifo_shared_pointer'")
         if self.cells == 1 and self.region_weight > 0:
             raise ValueError("cells is 1, so that a region has no other to be told from; expected 2 or more")
 

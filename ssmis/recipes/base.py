@@ -142,7 +142,10 @@ class Recipe(nn.Module):
 
     @classmethod
     def arguments_for(cls, patch: Sequence[int]) -> dict[str, Any]:
-        """Arguments that a training on patches of this size should have, where the defaults do not fit it."""
+        """Arguments that a training on patches of this size should have, where the defaults do not fit it.
+
+        `ssmis train` asks for them and passes those that the recipe takes and nobody has set.
+        """
         return {}
 
     def nets(self) -> dict[str, nn.Module]:

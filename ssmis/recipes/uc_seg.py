@@ -3,7 +3,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from math import gcd
+from math import prod
 from typing import Any, ClassVar
 
 import torch
@@ -32,6 +32,7 @@ from ssmis.recipes.base import Recipe, Terms
 from ssmis.registry import BANKS, RECIPES, Example
 from ssmis.schedules import exponential_ramp, gaussian_ramp
 
+MOST_TOKENS = 4096  # patches of the gate, each of which looks at all: more take minutes a step
 Outputs = Mapping[str, NetOutput]  # by the name of a net
 Maps = Mapping[str, Tensor]
 
@@ -88,9 +89,11 @@ class UCSeg(Recipe):
 
     @classmethod
     def arguments_for(cls, patch: Sequence[int]) -> dict[str, Any]:
-        """Smaller patches of the gate along the axes that 16 does not divide."""
-        own = [gcd(16, length) for length in patch]
-        return {} if set(own) == {16} else {"gate_patch": own}
+        """A gate patch that divides each axis, the largest up to 16 voxels, unless the gate had too many of them."""
+        own = [max(size for size in range(1, 17) if length % size == 0) for length in patch]
+        if set(own) == {16} or prod(patch) > MOST_TOKENS * prod(own):
+            return {}
+        return {"gate_patch": own[0] if len(set(own)) == 1 else own}
 
     def forward(self, batch: Batch, progress: float) -> Terms:
         """Terms `supervised`, `calibration`, `consistency`, `pseudo` and `prototype`, each `/<net>`, the first two also

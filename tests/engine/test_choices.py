@@ -15,6 +15,8 @@ from ssmis.engine.trained import build_recipe
 from ssmis.metrics import CaseScore
 from ssmis.metrics.cases import cases_csv
 from ssmis.options import TrainOptions
+from ssmis.recipes import UCSeg
+from ssmis.registry import RECIPES
 from ssmis.report._results import results_section
 from ssmis.report.folders import compared
 from ssmis.report.runs import ReportRun
@@ -59,12 +61,26 @@ def test_the_gate_of_uc_seg_fits_a_patch_that_16_does_not_divide(tmp_path):
         return build_recipe(TrainOptions("DATA", recipe="uc_seg", coefficients=list(coefficients)), plan)
 
     assert gate((32, 48, 16)).config.gate_patch == 16
-    assert gate((32, 24, 6)).config.gate_patch == [16, 8, 2]
+    assert gate((32, 24, 6)).config.gate_patch == [16, 12, 6]
+    assert gate((50, 50, 50)).config.gate_patch == 10  # not 2, whose attention takes minutes
+    assert gate((47, 47, 47)).config.gate_patch == 16  # 1 would be worse than the error it meets
     assert gate((32, 24, 6), "gate_patch=[4, 4, 2]").students["fusion"].gate.patch == (4, 4, 2)
     few = SMALL | {"recipe": "uc_seg", "nets": ["unet", "vnet"], "test": "0", "steps": 1, "patch": [8, 16, 6]}
     train(plain(tmp_path / "data", labelled=2, unlabelled=2), out=str(tmp_path / "run"), **few)
     own = json.loads((tmp_path / "run" / "protocol.json").read_text())["method"]["config"]["gate_patch"]
-    assert own == [8, 16, 2]
+    assert own == [8, 16, 6]
+
+
+class OwnUCSeg(UCSeg):
+    def __init__(self, nets, *, factor=1.0):
+        super().__init__(nets, gate_patch=2)
+
+
+def test_a_recipe_that_does_not_take_a_fitting_argument_is_not_given_it(monkeypatch):
+    entry = RECIPES["uc_seg"]
+    monkeypatch.setitem(RECIPES._entries, "own_uc_seg", replace(entry, factory=OwnUCSeg))
+    plan = replace(small_plan(), patch=(32, 24, 6))
+    assert build_recipe(TrainOptions("DATA", recipe="own_uc_seg"), plan).config.gate_patch == 2
 
 
 def test_training_tells_what_pseudo_labels_keep(tmp_path):

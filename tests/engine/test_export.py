@@ -2,6 +2,8 @@
 """What is given away computes what the run does."""
 
 import sys
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +11,8 @@ from data.folders import RAS, nifti, scan
 from engine.own_runs import small_plan, write_run
 
 from ssmis.engine.export import export_run
-from ssmis.engine.trained import TrainedRun
+from ssmis.engine.trained import TrainedRun, build_recipe
+from ssmis.options import TrainOptions
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +39,14 @@ def test_onnx_computes_what_torch_does(recipe, dims, patch, tmp_path):
     torch.testing.assert_close(
         torch.from_numpy(found), TrainedRun.read(run).recipe().predict(images).probs, atol=1e-4, rtol=1e-3
     )
+
+
+def test_examples_of_an_export_are_whole_patches_of_the_gate():
+    plan = replace(small_plan(), patch=(16, 24, 12))
+    recipe = build_recipe(TrainOptions("DATA", recipe="uc_seg", nets=["unet", "vnet"]), plan)
+    model = torch.nn.ModuleList(recipe.deployed().values())
+    for images in sys.modules["ssmis.engine.export"]._examples(SimpleNamespace(plan=plan), model):
+        assert not any(length % 16 or length % own for length, own in zip(images.shape[2:], (16, 12, 12)))
 
 
 @pytest.mark.slow

@@ -199,6 +199,12 @@ def test_nets_that_cannot_be_compared_are_named():
         {"bank": "batch"},
         {"cells": 1},
         {"unlabelled_from": 1.5},
+        {"positions": (4, 4, 4)},
+        {"gate_patch": (4, 4, 4)},
+        {"gate_patch": 4.5},
+        {"gate_patch": "4"},
+        {"gate_patch": [4, 0]},
+        {"gate_patch": None},
     ],
 )
 def test_wrong_settings_are_named(wrong):
