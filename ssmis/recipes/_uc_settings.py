@@ -105,11 +105,9 @@ class UCSegConfig:
         if self.unlabelled_from == 1:
             raise ValueError("unlabelled_from is 1, so that no step learns from unlabelled volumes; expected less")
         check_range(self.temperature, 0.0, sys.float_info.max, name="temperature", open_low=True)
-        for count in [self.gate_patch] if isinstance(self.gate_patch, int | str | float | None) else self.gate_patch:
-            if type(count) is not int or count < 1:
-                raise ValueError(
-                    f"gate_patch is {self.gate_patch!r}; expected a number of voxels, or one for each axis"
-                )
+        own = self.gate_patch if isinstance(self.gate_patch, list | tuple) else [self.gate_patch]
+        if any(type(length) is not int or length < 1 for length in own):
+            raise ValueError(f"gate_patch is {self.gate_patch!r}; expected a number of voxels, or one for each axis")
         if self.fused_weight == 0:
             raise ValueError(
                 "fused_weight is 0, so that nothing trains the head that makes pseudo-labels; expected more"

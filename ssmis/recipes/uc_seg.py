@@ -194,11 +194,10 @@ class UCSeg(Recipe):
         for level, features in enumerate(output.pyramid[-c.levels :]):
             how: dict[str, Any] = {"normalize": c.normalize, "over": c.prototype_over}
             vectors, labels = class_prototypes(features, targets, classes=self.classes, **how)
-            kept = vectors[: len(good)].detach().transpose(1, 2).flatten(0, 1)
-            candidates = kept, labels[: len(good)].where(good[:, None], -1).flatten()
-            stored = self.banks.ask(f"{name}_{level}", *candidates)
+            key, candidates = f"{name}_{level}", vectors[: len(good)].transpose(1, 2).flatten(0, 1)
+            stored = self.banks.ask(key, candidates, labels[: len(good)].where(good[:, None], -1).flatten())
             losses.append(
                 prototype_contrast(vectors, labels, *stored, temperature=c.temperature, normalize=c.normalize)
             )
-            ready = ready and self.banks.ready(f"{name}_{level}")
+            ready = ready and self.banks.ready(key)
         return torch.stack(losses).mean(), ready
