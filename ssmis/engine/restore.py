@@ -2,12 +2,13 @@
 """What a checkpoint must hold before a training goes on from it: sound kinds, shapes and layouts."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ssmis.engine.checkpoint import CheckpointError
 
@@ -45,6 +46,19 @@ def load_counts(saved: Mapping[str, Any], name: str) -> dict[str, int]:
     if not isinstance(saved, Mapping) or any(type(value) is not int or value < 0 for value in saved.values()):
         raise ValueError(f"{name} holds other than numbers of steps")
     return dict(saved)
+
+
+def frozen_parameters(module: nn.Module) -> list[str]:
+    """Names of the parameters that take no gradient, as a stage may have decided."""
+    return [name for name, parameter in module.named_parameters() if not parameter.requires_grad]
+
+
+def freeze_parameters(module: nn.Module, names: Sequence[str]) -> None:
+    """Let these parameters take no gradient, and all others one; ValueError if there are none of a name."""
+    if unknown := sorted(set(names) - {name for name, _ in module.named_parameters()}):
+        raise ValueError(f"it froze parameters that are not there: {', '.join(unknown[:3])}")
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(name not in names)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:

@@ -23,7 +23,7 @@ from ssmis.engine.guard import TermGuard
 from ssmis.engine.health import ForegroundWatch, all_finite, blame
 from ssmis.engine.optim import clip_gradients, make_optimizer, set_learning_rate
 from ssmis.engine.record import method_of
-from ssmis.engine.restore import load_counts, load_optimizer, restoring
+from ssmis.engine.restore import freeze_parameters, frozen_parameters, load_counts, load_optimizer, restoring
 from ssmis.engine.runtime import (
     apply_memory_format,
     memory_format_for,
@@ -189,22 +189,12 @@ class Run:
         self.world.check_equal(
             self.recipe.state_dict().values(), name=f"the state of the recipe after step {self.step}"
         )
-        self.folder.save(
-            {
-                "step": self.step,
-                "seconds": self.seconds,
-                "stage": self.stage,
-                "skipped": self.skipped,
-                "settings": self.settings,
-                "peak_mb": self.peak_mb,
-                "recipe": self.recipe.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": self.scaler.state_dict(),
-                "ema": None if self.ema is None else self.ema.state_dict(),
-                "guard": self.guard.state_dict(),
-                "watch": self.watch.state_dict(),
-            },
-        )
+        plain = ("step", "seconds", "stage", "skipped", "settings", "peak_mb", "left_out")
+        parts = ("recipe", "optimizer", "scaler", "guard", "watch")
+        state = {name: getattr(self, name) for name in plain}
+        state |= {name: getattr(self, name).state_dict() for name in parts}
+        ema = None if self.ema is None else self.ema.state_dict()
+        self.folder.save({**state, "ema": ema, "frozen": frozen_parameters(self.recipe)})
 
     def close(self) -> None:
         """Close the logs and look at the nets no more."""
@@ -212,7 +202,7 @@ class Run:
         self.watch.close()
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
-        c = self.config
+        c, self.left_out = self.config, frozen_parameters(self.recipe)
         return make_optimizer(
             self.recipe.param_groups(),
             name=c.optimizer,
@@ -227,6 +217,10 @@ class Run:
         check_settings(state["settings"], self.settings, self.folder.last)
         with restoring(self.folder.last):
             self.recipe.load_state_dict(state["recipe"])
+            if "frozen" in state:  # a checkpoint of before does not tell
+                freeze_parameters(self.recipe, state["left_out"])
+                self.optimizer = self._new_optimizer()
+                freeze_parameters(self.recipe, state["frozen"])
             load_optimizer(self.optimizer, state["optimizer"])
             self.scaler.load_state_dict(state["scaler"])
             if self.ema is not None:
@@ -309,11 +303,8 @@ class Run:
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
-        if self.ema is None:
-            yield
-            return
         own = self.recipe.students
-        self.recipe.students = cast(nn.ModuleDict, self.ema.module)
+        self.recipe.students = own if self.ema is None else cast(nn.ModuleDict, self.ema.module)
         try:
             yield
         finally:

@@ -194,7 +194,10 @@ class Recipe(nn.Module):
         return (Stage("train", 1.0),)
 
     def begin_stage(self, context: StageContext) -> None:
-        """Prepare a stage; what it decides must live in buffers or the run folder, since a resume calls it no more."""
+        """Prepare a stage, such as by freezing nets (`requires_grad_(False)`), which a checkpoint remembers.
+
+        What else it decides must live in buffers or the run folder, since a resume calls it no more.
+        """
 
     def deployed(self) -> Mapping[str, nn.Module]:
         """The nets that predict: name -> net."""

@@ -17,7 +17,15 @@ import pytest
 import torch
 from recipes.small import small_batch, small_nets
 
-from ssmis.engine import DeadTermError, FitConfig, PseudoLabelQuality, fit, load_checkpoint
+from ssmis.engine import (
+    CheckpointError,
+    DeadTermError,
+    FitConfig,
+    PseudoLabelQuality,
+    fit,
+    load_checkpoint,
+    save_checkpoint,
+)
 from ssmis.engine.lock import locked
 from ssmis.engine.log import CsvLog
 from ssmis.engine.optim import clip_gradients, make_optimizer
@@ -278,6 +286,54 @@ def test_a_stage_begun_before_an_interruption_is_not_begun_again(tmp_path):
     assert not (tmp_path / "second.txt").exists()
     straight = run(Staged(small_nets(names=("vnet",))), tmp_path / "straight", config).recipe.state_dict()
     assert all(torch.equal(value, resumed[key]) for key, value in straight.items())
+
+
+class Freezing(Supervised):
+    """Freezes one net where the optimiser begins anew, and the head of the other one where it goes on."""
+
+    def stages(self):
+        return Stage("all", 0.25), Stage("one", 0.25, reset_optimizer=True), Stage("less", 0.5)
+
+    def begin_stage(self, context):
+        if context.stage.name == "one":
+            self.students["vnet"].requires_grad_(False)
+        if context.stage.name == "less":
+            self.students["resnet"].head.requires_grad_(False)
+
+    def forward(self, batch, progress):
+        terms = super().forward(batch, progress)
+        kept = Terms()
+        for name, term in terms.items():
+            if any(p.requires_grad for p in self.students[term.reaches[0]].parameters()):
+                kept.add(name, term.value, term.weight, reaches=term.reaches)
+        return kept
+
+
+@pytest.mark.parametrize("stop", [2, 3, 6])
+def test_what_a_stage_froze_stays_frozen_after_an_interruption(tmp_path, stop):
+    def interrupted(step):
+        if step == stop:
+            raise OSError("stop")
+        return small_batch(step)
+
+    config = replace(CONFIG, steps=8, checkpoint_every=1, optimizer="adamw")
+    with pytest.raises(OSError, match="stop"):
+        run(Freezing(small_nets()), tmp_path / "resumed", config, batches=interrupted)
+    recipe = Freezing(small_nets())
+    resumed = run(recipe, tmp_path / "resumed", config, resume=True).recipe.state_dict()
+    straight = run(Freezing(small_nets()), tmp_path / "straight", config).recipe.state_dict()
+    assert all(torch.equal(value, resumed[key]) for key, value in straight.items())
+    frozen = {name for name, p in recipe.named_parameters() if not p.requires_grad}
+    assert frozen == {n for n, _ in recipe.named_parameters() if "students.vnet" in n or "resnet.head" in n}
+
+
+def test_a_checkpoint_that_froze_what_is_not_there_is_told(tmp_path):
+    run(supervised(), tmp_path, replace(CONFIG, steps=2))
+    path = tmp_path / "checkpoints" / "last.pt"
+    state = load_checkpoint(path)
+    save_checkpoint(path, {**state, "frozen": ["students.other.weight"]})
+    with pytest.raises(CheckpointError, match=r"froze parameters that are not there: students\.other\.weight"):
+        run(supervised(), tmp_path, replace(CONFIG, steps=2), resume=True)
 
 
 def test_shares_of_stages_must_add_up(tmp_path):
