@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """From feature maps to class vectors: means, and random reliable samples of a fixed number."""
 
+import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -47,6 +49,7 @@ def class_prototypes(
     *,
     classes: int,
     mask: Tensor | None = None,
+    stride: int | Sequence[int] | None = None,
     normalize: bool = True,
     over: Literal["class", "volume"] = "class",
 ) -> tuple[Tensor, Tensor]:
@@ -61,6 +64,8 @@ def class_prototypes(
         labels: integer `(B, *S)` with as many axes; a voxel outside 0..K-1, such as -1, takes no part.
         classes: K.
         mask: bool `(B, *S)`; voxels outside take no part. None is all voxels.
+        stride: voxels of a cell along every axis, or along each; the last cells may reach beyond the volume, as those
+            of a net that pads at the end do. None: the cells divide each axis evenly.
         normalize: give means of length 1.
         over: what the sum is divided by: the voxels of the "class", or of the whole "volume", whose prototypes shrink
             with the class (seen in public code; with `normalize` the two are the same).
@@ -87,6 +92,18 @@ def class_prototypes(
         labels = labels.where(mask, -1)
     if labels.is_floating_point():
         raise ValueError(f"labels has dtype {labels.dtype}; expected integer class indices")
+    cells = float(features.shape[2:].numel())
+    if stride is not None:
+        cell = (stride,) * (labels.ndim - 1) if isinstance(stride, int) else tuple(stride)
+        fits = len(cell) == labels.ndim - 1 and min(cell) >= 1
+        if not fits or tuple(-(-n // own) for n, own in zip(labels.shape[1:], cell)) != features.shape[2:]:
+            raise ValueError(
+                f"stride is {stride} for labels {tuple(labels.shape)} and features {tuple(features.shape)}; expected "
+                "voxels of a cell along each axis, with as many cells as cover the labels"
+            )
+        beyond = [own * count - n for n, own, count in zip(labels.shape[1:], cell, features.shape[2:])]
+        cells = labels.shape[1:].numel() / math.prod(cell)
+        labels = F.pad(labels, [end for length in reversed(beyond) for end in (0, length)], value=-1)
     index = torch.arange(classes, device=labels.device).view(-1, *[1] * (labels.ndim - 1))
     pool: Any = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)[features.ndim - 3]
     with torch.autocast(features.device.type, enabled=False):
@@ -95,7 +112,7 @@ def class_prototypes(
         share = pool(member, features.shape[2:]).flatten(2)  # (B, K, V')
         sums = flat.where(share.sum(1, keepdim=True) > 0, 0) @ share.transpose(1, 2)  # (B, E, K)
         total = share.sum(2)
-        count = total.where(total > 0, 1) if over == "class" else torch.full_like(total, max(1, share.shape[2]))
+        count = total.where(total > 0, 1) if over == "class" else torch.full_like(total, cells or 1.0)
         means = sums / count.unsqueeze(1)
     vectors = direction(means, 1) if normalize else means
     return vectors, torch.arange(classes, device=labels.device).where(total > 0, -1)

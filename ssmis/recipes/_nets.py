@@ -2,6 +2,7 @@
 """The nets that recipes train when they are given none, and what is computed for each of several nets."""
 
 from collections.abc import Callable, Mapping, Sequence
+from math import prod
 from typing import Any
 
 from torch import Tensor, nn
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 from ssmis.nets import CrossAttentionGate, FusionHead, GatedFusion, ResNetUNet, TimmUNet, UNet, VNet
 from ssmis.recipes._uc_settings import UCSegConfig
 from ssmis.uncertainty import vacuity
+
+MOST_TOKENS = 4096  # patches of a gate, each of which looks at all: more take minutes a step
 
 
 def dual_nets(
@@ -112,6 +115,14 @@ def gated_fusion(config: UCSegConfig, *, classes: int, dims: int) -> GatedFusion
     return GatedFusion(gate, head, uncertainty=vacuity)
 
 
+def gate_arguments(patch: Sequence[int]) -> dict[str, Any]:
+    """A gate patch that divides each axis, the largest up to 16 voxels, unless the gate had too many of them."""
+    own = [max(size for size in range(1, 17) if length % size == 0) for length in patch]
+    if set(own) == {16} or prod(patch) > MOST_TOKENS * prod(own):
+        return {}
+    return {"gate_patch": own[0] if len(set(own)) == 1 else own}
+
+
 def two_nets(nets: Mapping[str, nn.Module] | None) -> Mapping[str, nn.Module]:
     """Return `nets`, by default the paper's pair.
 
@@ -166,6 +177,12 @@ def encoder_space(nets: Mapping[str, nn.Module], *, levels: int) -> tuple[int, i
                 f"expected {space} to match net {first!r}: their features are compared level by level"
             )
     return space
+
+
+def coarse_strides(net: nn.Module, *, levels: int) -> list[Any]:
+    """Voxels of a cell of each of the `levels` coarsest encoder maps; None where a net does not tell."""
+    strides = getattr(net, "strides", None)
+    return [None] * levels if strides is None else list(strides[-levels:])
 
 
 def each(maps: Mapping[str, Tensor], make: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:

@@ -3,7 +3,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from math import prod
 from typing import Any, ClassVar
 
 import torch
@@ -26,13 +25,12 @@ from ssmis.losses import (
 from ssmis.memory import Banks, class_prototypes, reliable_volumes
 from ssmis.nets import FusedNets
 from ssmis.nets.output import NetOutput
-from ssmis.recipes._nets import encoder_space, gated_fusion, two_nets, uc_seg_nets
+from ssmis.recipes._nets import coarse_strides, encoder_space, gate_arguments, gated_fusion, two_nets, uc_seg_nets
 from ssmis.recipes._uc_settings import IN_2D, PRESETS, UCSegConfig
 from ssmis.recipes.base import Recipe, Terms
 from ssmis.registry import BANKS, RECIPES, Example
 from ssmis.schedules import exponential_ramp, gaussian_ramp
 
-MOST_TOKENS = 4096  # patches of the gate, each of which looks at all: more take minutes a step
 Outputs = Mapping[str, NetOutput]  # by the name of a net
 Maps = Mapping[str, Tensor]
 
@@ -89,11 +87,8 @@ class UCSeg(Recipe):
 
     @classmethod
     def arguments_for(cls, patch: Sequence[int]) -> dict[str, Any]:
-        """A gate patch that divides each axis, the largest up to 16 voxels, unless the gate had too many of them."""
-        own = [max(size for size in range(1, 17) if length % size == 0) for length in patch]
-        if set(own) == {16} or prod(patch) > MOST_TOKENS * prod(own):
-            return {}
-        return {"gate_patch": own[0] if len(set(own)) == 1 else own}
+        """A gate patch that divides each axis of the training patch."""
+        return gate_arguments(patch)
 
     def forward(self, batch: Batch, progress: float) -> Terms:
         """Terms `supervised`, `calibration`, `consistency`, `pseudo` and `prototype`, each `/<net>`, the first two also
@@ -189,15 +184,15 @@ class UCSeg(Recipe):
     def _contrast(self, name: str, output: NetOutput, targets: Tensor, good: Tensor) -> tuple[Tensor, bool]:
         """Prototypes against the banks, mean over levels, and whether these are ready; collects the good ones."""
         c, losses, ready = self.config, [], True
+        strides = coarse_strides(self.students[name], levels=c.levels)
         if c.prototype_masks == "guess":
             targets = top_class(output.logits).where(targets >= 0, -1)
         for level, features in enumerate(output.pyramid[-c.levels :]):
-            how: dict[str, Any] = {"normalize": c.normalize, "over": c.prototype_over}
+            how: dict[str, Any] = {"normalize": c.normalize, "over": c.prototype_over, "stride": strides[level]}
             vectors, labels = class_prototypes(features, targets, classes=self.classes, **how)
             key, candidates = f"{name}_{level}", vectors[: len(good)].transpose(1, 2).flatten(0, 1)
             stored = self.banks.ask(key, candidates, labels[: len(good)].where(good[:, None], -1).flatten())
-            losses.append(
-                prototype_contrast(vectors, labels, *stored, temperature=c.temperature, normalize=c.normalize)
-            )
+            own = prototype_contrast(vectors, labels, *stored, temperature=c.temperature, normalize=c.normalize)
+            losses.append(own)
             ready = ready and self.banks.ready(key)
         return torch.stack(losses).mean(), ready

@@ -132,6 +132,26 @@ def test_prototypes_equal_means_of_features_at_the_resolution_of_the_labels(seed
             torch.testing.assert_close(whole[b, :, k], own.sum(1) / inside.numel())
 
 
+@given(st.integers(0, 2**31), sizes(high=7), st.lists(st.integers(1, 4), min_size=3, max_size=3), st.booleans())
+def test_cells_of_a_net_that_pads_at_the_end_lie_where_its_stride_says(seed, size, strides, with_mask):
+    stride = strides[: len(size)]
+    coarse = tuple(-(-length // own) for length, own in zip(size, stride))
+    features, labels = make_logits(seed, 2, 5, coarse).double(), make_labels(seed, 2, 3, size, low=-1)
+    mask = make_mask(seed, 2, size) if with_mask else None
+    how = {"classes": 3, "mask": mask, "stride": stride, "normalize": False}
+    vectors, vector_labels = class_prototypes(features, labels, **how)
+    whole = class_prototypes(features, labels, over="volume", **how)[0]
+    for b in range(2):
+        for k in range(3):
+            inside = (labels[b] == k) & (True if mask is None else mask[b])
+            cell = inside.nonzero() // torch.tensor(stride)
+            own = features[b][:, *cell.unbind(1)]
+            assert vector_labels[b, k] == (k if inside.any() else -1)
+            expected = own.mean(1) if inside.any() else torch.zeros(5, dtype=torch.float64)
+            torch.testing.assert_close(vectors[b, :, k], expected)
+            torch.testing.assert_close(whole[b, :, k], own.sum(1) / inside.numel())
+
+
 @given(st.integers(0, 2**31), st.floats(0.05, 1), st.booleans(), st.integers(2, 4))
 def test_the_prototype_of_a_constant_map_does_not_depend_on_the_size_of_the_mask(seed, share, normalize, coarse):
     features = torch.arange(1, 4.0).view(1, 3, 1, 1).expand(2, 3, coarse, coarse)
@@ -182,3 +202,6 @@ def test_prototypes_of_what_does_not_fit_are_refused():
         class_prototypes(features, labels, classes=2, mask=torch.ones(1, 4, 4, dtype=torch.bool))
     with pytest.raises(ValueError, match="over is 'all'"):
         class_prototypes(features, labels, classes=2, over="all")
+    for stride in (3, (2, 2, 2), (2, 0), ()):
+        with pytest.raises(ValueError, match="stride is"):
+            class_prototypes(features, labels, classes=2, stride=stride)

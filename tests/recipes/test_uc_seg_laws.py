@@ -208,6 +208,32 @@ def test_after_as_many_steps_as_slots_every_slot_holds_its_own_prototype(seed, d
         assert len(keys.unique(dim=0)) == len(keys) == 6 * classes
 
 
+@settings(max_examples=5)
+@given(SEEDS, DIMS)
+def test_prototypes_are_taken_where_the_cells_of_the_nets_lie(seed, dims):
+    """Side 6 at stride 4: the second cell begins at voxel 4, for the net padded its images at the end."""
+    nets = make_problem(seed, dims, 2).recipe.nets()
+    for net in nets.values():
+        net.strides = (1, 2, (4,) * dims)
+    recipe = UCSeg(nets, **{**TINY, "quality_start": 0.0, "quality_end": 0.0, "slots": 2})
+    labels = torch.zeros(2, *(6,) * dims, dtype=torch.int64)
+    labels[:, 4:] = 1
+    for net in nets.values():
+        net.logits.data[:2] = 9.0 * nn.functional.one_hot(labels, 2).movedim(-1, 1)
+    images = torch.zeros(4, 1, *(6,) * dims)
+    recipe.begin_step()
+    recipe(Batch(images[:2], labels, images[2:]), 0.05)
+    recipe.after_step(0.05)
+    for name, net in nets.items():
+        keys, key_labels = recipe.banks[f"{name}_2"](torch.zeros(0, 5), torch.zeros(0, dtype=torch.int64))
+        for k in range(2):
+            share = torch.ones(2, 1, *(2,) * (dims - 1))  # of the cells of a row: 4 or 2 voxels along every other axis
+            for axis in range(2, dims + 1):
+                share.select(axis, 1).mul_(0.5)
+            own = (net.pyramid[2].data[:2].select(2, k) * share).flatten(2).sum(2)
+            torch.testing.assert_close(keys[key_labels == k], nn.functional.normalize(own, dim=1))
+
+
 @settings(max_examples=10)
 @given(SEEDS, DIMS, st.sampled_from(["empty class", "poor", "nothing labelled"]))
 def test_what_is_not_there_or_not_good_is_not_remembered(seed, dims, case):
