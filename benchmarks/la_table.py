@@ -12,10 +12,10 @@ both are closed to training.
 The same command continues wherever it was interrupted, and a second process with the same command takes the cells that
 the first one has not begun: one thread each (OMP_NUM_THREADS=1) keeps two cores busy. --longer supervised=4300 adds a
 row supervised_4300 of as many steps, for one that takes as long as the method, and late=2000 a row of that
-preset of the method; --rows trains some rows, and the supervised one. --medpy scores what is finished once more, under
-MedPy's convention and into a folder beside --out, whose table it prints. Every 100 steps `quality.csv` of a run gets
-the quality of its pseudo-labels on four unlabelled cases, whose labels serve that alone (all_labels has them in
-training).
+preset of the method; --rows trains some rows, and the supervised one; --against prints differences to other rows.
+--medpy scores what is finished once more, under MedPy's convention and into a folder beside --out, whose table it
+prints. Every 100 steps `quality.csv` of a run gets the quality of its pseudo-labels on four unlabelled cases, whose
+labels serve that alone (all_labels has them in training).
 """
 
 import argparse
@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--nets_alone", action="store_true", help="score each net by itself, too")
     parser.add_argument("--medpy", action="store_true", help="score what is finished under MedPy's convention, too")
+    parser.add_argument("--against", nargs="+", help="rows that the others are held against in what is printed")
     parser.add_argument("--show", action="store_true", help="print what is there and train nothing")
     parser.add_argument("--keep", type=Path, help="copy the scores of what is finished there")
     parser.add_argument("--out", type=Path, default=Path("runs/la_table"))
@@ -68,7 +69,7 @@ def main() -> None:
         train(args)
     try:
         study = read_study(args.out)
-        print(study)
+        print(study.table(against=args.against))
         if args.keep:
             study.keep(args.keep)
     except ValueError as error:

@@ -13,8 +13,8 @@ Rows of "methods": supervised; the semi-supervised recipes, with the nets of the
 Rows of "copy_paste": supervised; that preset; one setting of it changed at a time; and each net scored alone.
 
 A second process with the same command takes cells that the first one has not begun, and the same command continues
-wherever it was interrupted; --show prints the table as far as it is, --keep copies the scores. Without --data it runs
-on phantoms (--labelled 4), to try it out.
+wherever it was interrupted; --show prints the table as far as it is, --against with differences to rows of one's
+choice; --keep copies the scores. Without --data it runs on phantoms (--labelled 4), to try it out.
 """
 
 import argparse
@@ -103,6 +103,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--study", choices=STUDIES, default="terms")
     parser.add_argument("--rows", nargs="+", help="beside supervised; default: all of the study")
+    parser.add_argument("--against", nargs="+", help="rows that the others are held against in what is printed")
     parser.add_argument("--show", action="store_true", help="print what is there and train nothing")
     parser.add_argument("--keep", type=Path, help="copy the scores of what is finished there")
     parser.add_argument("--out", type=Path, default=Path("runs/study"))
@@ -111,7 +112,7 @@ def main() -> None:
         train(args, parser)
     try:
         study = read_study(args.out)
-        print(f"\n{study}")
+        print("\n" + study.table(against=args.against))
         if args.keep:
             study.keep(args.keep)
     except ValueError as error:

@@ -78,8 +78,7 @@ def run(
         callbacks: called in every training as those of `fit` are, such as `PseudoLabelQuality`; without looks at
             validation cases every `fit.callback_every` steps.
         nets_alone: score each net of the last checkpoint by itself, too, where a row has several.
-        against: rows that all others are held against, by the seed spread (`compare_seeds`), those of earlier calls
-            too.
+        against: rows that all others are held against (`compare_methods`), those of earlier calls too.
         progress: show bars.
         tell: called with a line about what begins, such as `print`.
 

@@ -13,7 +13,7 @@ import ssmis.study
 from ssmis.data import FAMILIES, Augment, HeldOutError, load_la, write_phantoms
 from ssmis.engine import FitConfig, Protocol
 from ssmis.engine.lock import locked
-from ssmis.metrics import read_cases_csv, summarise, summarise_seeds
+from ssmis.metrics import compare_methods, compare_runs, read_cases_csv, summarise, summarise_seeds
 from ssmis.recipes import CrossPseudo, DualUncertainty, Supervised
 from ssmis.report import read_study
 from ssmis.study import run
@@ -61,12 +61,20 @@ def cells(text):
     return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
 
 
+def differences(text):
+    """(row, against) -> the other cells of the table of differences."""
+    rows = cells(text)
+    start = next(index for index, row in enumerate(rows) if row[1] == "against")
+    return {(row[0], row[1]): row[2:] for row in rows[start + 2 :]}
+
+
 def test_one_table_with_everything(finished):
     study, out = finished
     assert study.finished
     text = (out / "table.md").read_text()
     assert text == str(study)
     head, _, *rows = cells(text)
+    rows, told = rows[:8], rows[8:]
     assert head[:6] == ["row", "seeds", "checkpoint", "post-processing", "Dice %", "95 % interval"]
     assert head[-3:] == ["steps", "minutes", "peak MB"]
     kinds = [(row, check, post) for row in ("supervised", "cross") for check in ("last", "best")
@@ -78,8 +86,13 @@ def test_one_table_with_everything(finished):
     assert rows[4][1] == "2"
     assert "2 test cases scored" in text
     assert "flatters" not in text
-    assert "cross against supervised: dice" in text
-    assert "the seed spread" in text
+    base = [read_cases_csv(out / "supervised" / f"seed{seed}" / "cases.csv") for seed in (0, 1)]
+    found = compare_methods(scores, base, metric="dice")
+    assert told[0][:4] == ["row", "against", "seeds", "Dice points"]
+    numbers = [found.mean, *found.over_seeds, *found.over_cases, *found.over_both]
+    mean, *ends = (f"{100 * number:+.2f}" for number in numbers)
+    over_seeds, over_cases, over_both = (f"{ends[i]} to {ends[i + 1]}" for i in (0, 2, 4))
+    assert told[2:] == [["cross", "supervised", "0 1", mean, over_seeds, over_cases, f"{found.p_value:.2g}", over_both]]
 
 
 def test_the_supervised_row_has_the_nets_of_the_method(finished):
@@ -99,6 +112,22 @@ def test_a_finished_cell_is_not_touched_again(copied, split):
     before = {path: path.stat().st_mtime_ns for path in copied.rglob("*.csv")}
     study_of(split, copied)
     assert {path: path.stat().st_mtime_ns for path in copied.rglob("*.csv")} == before
+
+
+def test_differences_are_over_the_seeds_that_both_rows_have(copied):
+    shutil.rmtree(copied / "cross" / "seed0")
+    study = read_study(copied)
+    ((row, against), told), *others = differences(str(study)).items()
+    assert (row, against, told[0], others) == ("cross", "supervised", "1", [])
+    scores = [read_cases_csv(copied / row / "seed1" / "cases.csv") for row in ("cross", "supervised")]
+    assert told[1] == f"{100 * compare_runs(*scores, metric='dice').mean:+.2f}"
+    assert (told[2], told[3]) == ("n/a", told[5])  # one seed: nothing over seeds, and over both is over cases
+    assert list(differences(study.table(against=["cross"]))) == [("supervised", "cross")]
+    assert study.differences(against=[]) == []
+    with pytest.raises(ValueError, match=r"against names \['paper'\]; expected some of \['supervised', 'cross'\]"):
+        study.table(against=["paper"])
+    shutil.rmtree(copied / "supervised" / "seed1")
+    assert read_study(copied).differences() == []  # no seed in common
 
 
 def test_an_interrupted_study_goes_on_and_gives_the_same(copied, split, finished, monkeypatch):
@@ -149,12 +178,12 @@ def test_seeds_and_rows_may_be_added(copied, split):
                 against=("supervised", "cross"))  # fmt: skip
     assert list(study.cells) == ["supervised", "cross", "dual"]
     assert [str(cell) for cell in study.cells["dual"]] == ["finished", "not begun"]
-    assert "dual against cross: dice" in str(study)
-    assert "supervised against cross" not in str(study)  # told the other way round already
-    assert "fewer than two seeds" in str(study)
+    assert ("dual", "cross") in differences(str(study))
+    assert ("supervised", "cross") not in differences(str(study))  # told the other way round already
+    assert differences(str(study))["dual", "cross"][0] == "0"  # cross has another seed, too
     study = study_of(split, copied, seeds=3)
     assert [cell.seed for cell in study.cells["cross"]] == [0, 1, 2]
-    assert "dual against cross: dice" in str(study)  # what an earlier call asked for
+    assert ("dual", "cross") in differences(str(study))  # what an earlier call asked for
 
 
 def test_without_test_cases_the_validation_cases_are_scored_and_the_best_flatters(root, tmp_path):
@@ -174,7 +203,7 @@ def test_without_validation_there_is_the_last_checkpoint_only(root, tmp_path):
     lists = {"train": "train.list", "test": "test.list"}
     split = FAMILIES["phantom"].split(root, labelled=2, lists=lists)
     study = study_of(split, tmp_path, seeds=1)
-    assert {row[2] for row in cells(str(study))[2:]} == {"last"}
+    assert {row[2] for row in cells(study.table(against=[]))[2:]} == {"last"}
     assert not (tmp_path / "cross" / "seed0" / "best").exists()
 
 
@@ -365,7 +394,7 @@ def test_nets_are_scored_alone(root, tmp_path):
     study = study_of(split, tmp_path / "study", seeds=1, nets_alone=True)
     kinds = ["last", *(f"last, {name} alone" for name in small_nets(dims=3)), "best"]
     assert list(study.cells["cross"][0].runs) == kinds
-    assert list(dict.fromkeys(row[2] for row in cells(str(study))[2:])) == kinds
+    assert list(dict.fromkeys(row[2] for row in cells(study.table(against=[]))[2:])) == kinds
     runs = study.cells["cross"][0].runs
     assert len({tuple(runs[kind].calibration.items()) for kind in kinds[:3]}) == 3  # three different predictions
     assert [runs[kind].fact("evaluation.nets") for kind in kinds[1:3]] == [[name] for name in small_nets(dims=3)]

@@ -11,7 +11,14 @@ from ssmis.metrics.calibration import (
 )
 from ssmis.metrics.cases import DISTANCES, METRICS, CaseScore, evaluate_case, read_cases_csv, write_cases_csv
 from ssmis.metrics.overlap import Overlap, dice, jaccard, mask_overlap, overlap_per_class
-from ssmis.metrics.seeds import SeedDifference, SeedSummary, compare_seeds, summarise_seeds
+from ssmis.metrics.seeds import (
+    MethodDifference,
+    SeedDifference,
+    SeedSummary,
+    compare_methods,
+    compare_seeds,
+    summarise_seeds,
+)
 from ssmis.metrics.summary import (
     MISSED,
     Missed,
@@ -33,6 +40,7 @@ __all__ = [
     "Calibration",
     "CaseScore",
     "Convention",
+    "MethodDifference",
     "Missed",
     "Overlap",
     "PairedDifference",
@@ -44,6 +52,7 @@ __all__ = [
     "bootstrap_interval",
     "calibration",
     "calibration_per_class",
+    "compare_methods",
     "compare_runs",
     "compare_seeds",
     "dice",

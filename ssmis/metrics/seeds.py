@@ -11,7 +11,7 @@ from ssmis._checks import check_whole
 from ssmis._optional import require
 from ssmis.metrics._masks import Array
 from ssmis.metrics.cases import CaseScore
-from ssmis.metrics.summary import Missed, case_values, check_classes, check_reference
+from ssmis.metrics.summary import Missed, case_values, check_classes, check_reference, paired_difference
 
 
 @dataclass(frozen=True)
@@ -71,13 +71,9 @@ def summarise_seeds(
     n = int((~np.isnan(table)).any(axis=0).sum())
     if isnan(float(np.mean(means))):
         return SeedSummary(metric, len(runs), n, n_miss, nan, nan, nan, nan, unit)
-    random = np.random.default_rng(seed)
-    cases = random.integers(table.shape[1], size=(resamples, 1, table.shape[1]))
-    trainings = random.integers(len(table), size=(resamples, len(table), 1))
-    draws = _means(table[trainings, cases]).mean(axis=-1)
-    low, high = np.nanpercentile(draws, [2.5, 97.5])
+    low, high = _crossed_interval(table, resamples=resamples, seed=seed)
     sd = float(means.std(ddof=1)) if len(means) > 1 else nan
-    return SeedSummary(metric, len(runs), n, n_miss, float(means.mean()), sd, float(low), float(high), unit)
+    return SeedSummary(metric, len(runs), n, n_miss, float(means.mean()), sd, low, high, unit)
 
 
 @dataclass(frozen=True)
@@ -130,6 +126,75 @@ def compare_seeds(
     special = require("scipy.special", extra="medical", purpose="intervals over seeds")
     reach = special.stdtrit(freedom, 0.975) * sqrt(variance * (1 / len(ours) + 1 / len(theirs)))
     return SeedDifference(mean, float(mean - reach), float(mean + reach))
+
+
+@dataclass(frozen=True)
+class MethodDifference:
+    """Mean of a minus mean of b over seeds and cases, and what else it might have been.
+
+    Attributes:
+        seeds: trainings of each method.
+        n: cases with a value in both.
+        mean: of the differences.
+        over_seeds: 95 % interval for other seeds on these cases (`compare_seeds`); nan for one seed.
+        over_cases: 95 % interval for other cases with these trainings, each case a mean over the seeds.
+        p_value: of the sign-flip test over the cases (`paired_difference`).
+        over_both: 95 % interval for other seeds and other cases.
+    """
+
+    seeds: int
+    n: int
+    mean: float
+    over_seeds: tuple[float, float]
+    over_cases: tuple[float, float]
+    p_value: float
+    over_both: tuple[float, float]
+
+
+def compare_methods(
+    a: Sequence[Sequence[CaseScore]],
+    b: Sequence[Sequence[CaseScore]],
+    *,
+    metric: str,
+    label: int | None = None,
+    missed: Missed = "diagonal",
+    resamples: int = 2000,
+    seed: int = 0,
+) -> MethodDifference:
+    """Compare two methods, trained with the same seeds and scored on the same cases.
+
+    The interval over both is the percentile bootstrap of `summarise_seeds`, of the differences of the two trainings of
+    a seed: seeds and cases are drawn independently. With few seeds, or few cases, it is too narrow.
+
+    Args:
+        a: scores of each training of one method.
+        b: of the other, with the same seeds in the same order.
+        metric: as in `summarise`, like `label`, `missed`, `resamples` and `seed`.
+
+    Raises:
+        ValueError: what `compare_seeds` and `paired_difference` raise, or another number of trainings in `b`.
+    """
+    check_whole(resamples, 1, name="resamples")
+    if len(a) != len(b):
+        raise ValueError(f"b has {len(b)} trainings; expected {len(a)} to match a, the same seeds in the same order")
+    spread = compare_seeds(a, b, metric=metric, label=label, missed=missed)
+    table = _table([*a, *b], metric=metric, label=label, missed=missed)[0]  # in one order of the cases
+    ours, theirs = table[: len(a)], table[len(a) :]
+    gaps = ours - theirs
+    pair = paired_difference([*_means(ours.T)], [*_means(theirs.T)], resamples=resamples, seed=seed)
+    both = _crossed_interval(gaps, resamples=resamples, seed=seed)
+    mean = float(_means(gaps).mean())
+    return MethodDifference(len(a), pair.n, mean, (spread.low, spread.high), (pair.low, pair.high), pair.p_value, both)
+
+
+def _crossed_interval(table: Array, *, resamples: int, seed: int) -> tuple[float, float]:
+    """95 % interval of the mean of `(seeds, cases)` by a bootstrap that draws rows and columns independently."""
+    random = np.random.default_rng(seed)
+    cases = random.integers(table.shape[1], size=(resamples, 1, table.shape[1]))
+    trainings = random.integers(len(table), size=(resamples, len(table), 1))
+    draws = _means(table[trainings, cases]).mean(axis=-1)
+    low, high = np.nanpercentile(draws, [2.5, 97.5])
+    return float(low), float(high)
 
 
 def _table(

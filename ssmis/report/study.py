@@ -13,7 +13,7 @@ from typing import Any
 from ssmis.data.cases import check_name
 from ssmis.data.texts import read_json
 from ssmis.data.whole import replacing
-from ssmis.metrics import CaseScore, SeedSummary, compare_seeds, summarise_seeds
+from ssmis.metrics import CaseScore, MethodDifference, SeedSummary, compare_methods, summarise_seeds
 from ssmis.report.compare import Run, check_comparable, read_run
 from ssmis.report.runs import read_log, read_result
 from ssmis.report.tables import format_table
@@ -95,6 +95,14 @@ class Study:
 
     def __str__(self) -> str:
         """The table of scores, the cells that are not finished, and the differences between rows."""
+        return self.table()
+
+    def table(self, *, against: Sequence[str] | None = None) -> str:
+        """The same as `print` shows, with differences to rows of one's own choice.
+
+        Raises:
+            ValueError: there is no such row.
+        """
         runs = [run for cells in self.cells.values() for cell in cells for run in cell.runs.values()]
         check_comparable(runs, checkpoints=True)
         parts = [f"{self._about()}\n"]
@@ -104,30 +112,37 @@ class Study:
             heads = ["row", *(f"seed {seed}" for seed in self.facts["seeds"])]
             rows = [[row, *map(str, cells)] for row, cells in self.cells.items()]
             parts.append("Not finished; the same command continues:\n\n" + format_table(heads, rows) + "\n")
-        if differences := self.differences():
-            parts.append("\n".join(f"- {line}" for line in differences) + "\n")
+        if found := self.differences(against=against):
+            heads = ["row", "against", "seeds", "Dice points", "95 % over seeds", "over cases", "p", "over both"]
+            parts.append(format_table(heads, [one.cells() for one in found]) + "\n")
         return "\n".join(parts)
 
-    def differences(self, *, metric: str = "dice") -> list[str]:
-        """One line for each row and each row it is held against: the difference, and whether seeds explain it."""
-        lines: list[str] = []
+    def differences(self, *, metric: str = "dice", against: Sequence[str] | None = None) -> list["RowDifference"]:
+        """Each row minus each row it is held against, over the seeds that are finished in both.
+
+        Args:
+            metric: as in `summarise`.
+            against: rows; default: those of the study.
+
+        Raises:
+            ValueError: there is no such row.
+        """
+        against = self.facts["against"] if against is None else against
+        if unknown := [row for row in against if row not in self.cells]:
+            raise ValueError(f"against names {unknown}; expected some of {list(self.cells)}")
+        found: list[RowDifference] = []
         told_of: set[frozenset[str]] = set()
-        for base in self.facts["against"]:
+        for base in against:
             for row in self.cells:
-                ours, theirs = self.scores(row), self.scores(base)
-                if row == base or {row, base} in told_of or not ours or not theirs:
+                pairs = list(zip(self.cells[row], self.cells[base]))  # seed by seed
+                both = [(one.runs["last"], other.runs["last"]) for one, other in pairs if one.result and other.result]
+                if row == base or {row, base} in told_of or not both:
                     continue
                 told_of.add(frozenset({row, base}))
-                factor, points = (100, " points") if metric in ("dice", "jaccard", "nsd") else (1, "")
-                found = compare_seeds(ours, theirs, metric=metric)
-                told = f"{row} against {base}: {metric} {factor * found.mean:+.2f}{points}"
-                if found.within_spread is None:
-                    lines.append(f"{told}; fewer than two seeds on one side, so nothing is known of the seed spread")
-                    continue
-                reach = f"95 % by the seed spread {factor * found.low:+.2f} to {factor * found.high:+.2f}"
-                verdict = "within the seed spread" if found.within_spread else "beyond the seed spread"
-                lines.append(f"{told}, {reach}: {verdict}")
-        return lines
+                ours, theirs = zip(*[[run.scores["none"] for run in pair] for pair in both])
+                seeds = tuple(one.seed for one, other in pairs if one.result and other.result)
+                found.append(RowDifference(row, base, seeds, compare_methods(ours, theirs, metric=metric)))
+        return found
 
     def keep(self, folder: Path | str) -> list[Path]:
         """Copy what the table needs of every finished cell, a few kilobytes each, into another folder.
@@ -218,6 +233,27 @@ class Study:
                 names: list[object] = [row, seeds, checkpoint, post.replace("_", " ")]
                 rows.append([*names, *_numbers(scores, distance), cells[0].steps, f"{minutes:.1f}", f"{peak:.0f}"])
         return format_table(heads, rows)
+
+
+@dataclass(frozen=True)
+class RowDifference:
+    """A row minus another one, over these seeds."""
+
+    row: str
+    against: str
+    seeds: tuple[int, ...]
+    found: MethodDifference
+
+    def cells(self) -> list[str]:
+        """Of a table, in points of 100."""
+
+        def interval(bounds: tuple[float, float]) -> str:
+            return "n/a" if isnan(bounds[0]) else " to ".join(f"{100 * value:+.2f}" for value in bounds)
+
+        f = self.found
+        seeds, p_value = " ".join(map(str, self.seeds)), f"{f.p_value:.2g}"
+        ends = [interval(f.over_seeds), interval(f.over_cases), p_value, interval(f.over_both)]
+        return [self.row, self.against, seeds, f"{100 * f.mean:+.2f}", *ends]
 
 
 def _kinds(cells: Sequence[Cell]) -> list[tuple[str, str]]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ssmis.metrics import CaseScore, compare_seeds, summarise, summarise_seeds
+from ssmis.metrics import CaseScore, compare_methods, compare_runs, compare_seeds, summarise, summarise_seeds
 
 
 def score(case, dice, status="ok", unit="mm"):
@@ -107,3 +107,43 @@ def test_errors():
         summarise_seeds([rows[0], *larger], metric="dice")
     with pytest.raises(ValueError, match="expected scores against one reference"):
         compare_seeds(rows, larger, metric="dice")
+
+
+def test_methods_are_compared_by_seeds_by_cases_and_by_both():
+    rng = np.random.default_rng(3)
+    a, b = 0.8 + 0.05 * rng.standard_normal((3, 9)), 0.75 + 0.05 * rng.standard_normal((3, 9))
+    ours, theirs = runs_of(a), runs_of(b)
+    found = compare_methods(ours, [run[::-1] for run in theirs], metric="dice")
+    spread = compare_seeds(ours, theirs, metric="dice")
+    pair = compare_runs(runs_of(a.mean(0, keepdims=True))[0], runs_of(b.mean(0, keepdims=True))[0], metric="dice")
+    both = summarise_seeds(runs_of((a - b + 1) / 2), metric="dice")
+    assert (found.seeds, found.n) == (3, 9)
+    assert (found.mean, *found.over_seeds) == pytest.approx((spread.mean, spread.low, spread.high))
+    assert (found.mean, *found.over_cases, found.p_value) == pytest.approx(
+        (pair.mean, pair.low, pair.high, pair.p_value)
+    )
+    assert found.over_both == pytest.approx((2 * both.low - 1, 2 * both.high - 1))
+    back = compare_methods(theirs, ours, metric="dice")
+    assert (back.mean, *back.over_both) == pytest.approx((-found.mean, -found.over_both[1], -found.over_both[0]))
+
+
+def test_the_difference_of_one_seed_is_that_over_cases():
+    ours, theirs = runs_of([[0.8, 0.7, np.nan, 0.9]]), runs_of([[0.7, 0.5, np.nan, 0.95]])
+    found = compare_methods(ours, theirs, metric="dice")
+    assert (found.seeds, found.n, found.mean) == (1, 3, pytest.approx(0.25 / 3))
+    assert found.over_both == pytest.approx(found.over_cases)
+    assert all(map(math.isnan, found.over_seeds))
+    with pytest.raises(ValueError, match="b has 2 trainings; expected 1"):
+        compare_methods(ours, [*theirs, *theirs], metric="dice")
+
+
+def test_a_difference_over_both_covers_new_seeds_and_new_cases():
+    """Each case of a seed differs by the method, its case and its seed."""
+    rng = np.random.default_rng(4)
+    hits = 0
+    for _ in range(100):
+        gain = 0.02 + 0.01 * rng.standard_normal((6, 1)) + 0.02 * rng.standard_normal((1, 25))
+        base = 0.7 + 0.05 * rng.standard_normal((1, 25)) + 0.01 * rng.standard_normal((6, 25))
+        found = compare_methods(runs_of(base + gain), runs_of(base), metric="dice", resamples=300)
+        hits += found.over_both[0] <= 0.02 <= found.over_both[1]
+    assert 85 <= hits < 100
