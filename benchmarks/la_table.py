@@ -26,10 +26,11 @@ from functools import partial
 from pathlib import Path
 
 from la_experiments import quality
+from study import dual_uncertainty, longer, supervised
 
 from ssmis.data import la_split
 from ssmis.engine import PROTOCOLS, Protocol
-from ssmis.recipes import DualUncertainty, Recipe, Supervised
+from ssmis.recipes import Recipe
 from ssmis.recipes.dual_uncertainty import PRESETS
 from ssmis.report import read_study
 from ssmis.study import run
@@ -43,7 +44,12 @@ def main() -> None:
     parser.add_argument("--labelled", type=int, default=8)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument(
-        "--longer", nargs="+", type=longer, default=[], metavar="ROW=STEPS", help="further rows, of other steps"
+        "--longer",
+        nargs="+",
+        type=longer((*METHODS, *PRESETS)),
+        default=[],
+        metavar="ROW=STEPS",
+        help="further rows, of other steps",
     )
     parser.add_argument("--rows", nargs="+", help="what this process trains; default: all")
     parser.add_argument("--preset", help="of dual_uncertainty; default: the protocol's")
@@ -124,27 +130,9 @@ def unscored(folder: Path, rows: Collection[str], seeds: Sequence[int]) -> Path:
     return copy
 
 
-def longer(text: str) -> tuple[str, int]:
-    """A row and its steps, of `--longer`."""
-    row, _, steps = text.partition("=")
-    if row not in (*METHODS, *PRESETS) or not steps.isdecimal() or int(steps) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}; expected ROW=STEPS, with a row of {[*METHODS, *PRESETS]}")
-    return row, int(steps)
-
-
 def builder(row: str) -> Callable[[Protocol], Recipe]:
     """What builds the recipe of a row, by the name of a method or of a preset of `dual_uncertainty`."""
     return METHODS[row] if row in METHODS else lambda protocol: dual_uncertainty(replace(protocol, preset=row))
-
-
-def dual_uncertainty(protocol: Protocol) -> Recipe:
-    """The method, at the protocol's preset."""
-    return DualUncertainty(protocol.nets(), preset=protocol.preset)
-
-
-def supervised(protocol: Protocol) -> Recipe:
-    """The nets of the method, labelled cases alone."""
-    return Supervised(protocol.nets())
 
 
 METHODS: dict[str, Callable[[Protocol], Recipe]] = {"supervised": supervised, "dual_uncertainty": dual_uncertainty}

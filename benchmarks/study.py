@@ -9,20 +9,24 @@ the recipes compare?
 Left Atrium, protocol la/cpu, 8 labelled cases, 3 seeds, scored on the validation cases of dev_val.list, which no
 training opens. Rows of the study "terms": supervised; public_code; paper; and paper without the KL weight, without the
 entropy filter, without the contrast; that is 18 runs, with 15 minutes of training steps each four and a half hours.
-Rows of "methods": supervised; the semi-supervised recipes, with the nets of the protocol (mean_teacher: its V-Net).
+Rows of "methods": supervised; the semi-supervised recipes, with the nets of the protocol (mean_teacher: its V-Net), and
+uc_seg_late, uc_seg whose first half learns from labels alone.
 Rows of "copy_paste": supervised; that preset; one setting of it changed at a time; and each net scored alone.
 
 A second process with the same command takes cells that the first one has not begun, and the same command continues
-wherever it was interrupted; --show prints the table as far as it is, --against with differences to rows of one's
-choice; --keep copies the scores. Without --data it runs on phantoms (--labelled 4), to try it out.
+wherever it was interrupted; --longer supervised=565 adds a row supervised_565 of as many steps, and --all_labels 619
+one of supervised training with the labels of all cases. --show prints the table as far as it is, --against with
+differences to rows of one's choice; --keep copies the scores. Without --data it runs on phantoms (--labelled 4), to try
+it out.
 """
 
 import argparse
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ssmis.data import la_split, write_phantoms
+from ssmis.data import Case, la_split, write_phantoms
 from ssmis.engine import PROTOCOLS, Protocol
 from ssmis.recipes import CrossPseudo, DualUncertainty, MeanTeacher, Recipe, Supervised, UCSeg
 from ssmis.report import read_study
@@ -75,6 +79,10 @@ def uc_seg(protocol: Protocol) -> Recipe:
     return UCSeg(protocol.nets(), **UCSeg.arguments_for(protocol.patch))
 
 
+def uc_seg_late(protocol: Protocol) -> Recipe:
+    return UCSeg(protocol.nets(), **UCSeg.arguments_for(protocol.patch), unlabelled_from=0.5)
+
+
 def variants(preset: str, rows: dict[str, dict[str, Any]]) -> dict[str, Build]:
     """Name -> protocol -> dual_uncertainty of `preset` with the arguments of a row."""
 
@@ -84,12 +92,25 @@ def variants(preset: str, rows: dict[str, dict[str, Any]]) -> dict[str, Build]:
     return {name: build(arguments) for name, arguments in rows.items()}
 
 
-METHODS = (mean_teacher, cross_pseudo, dual_uncertainty, uc_seg)
+METHODS = (mean_teacher, cross_pseudo, dual_uncertainty, uc_seg, uc_seg_late)
 STUDIES: dict[str, dict[str, Build]] = {
     "terms": variants("paper", TERMS),
     "methods": {build.__name__: build for build in METHODS},
     "copy_paste": variants("copy_paste", COPY_PASTE),
 }
+ROWS = ("supervised", *(row for rows in STUDIES.values() for row in rows))
+
+
+def longer(rows: Sequence[str]) -> Callable[[str], tuple[str, int]]:
+    """What reads a row and its steps from the command line."""
+
+    def read(text: str) -> tuple[str, int]:
+        row, _, steps = text.partition("=")
+        if row not in rows or not steps.isdecimal() or int(steps) < 1:
+            raise argparse.ArgumentTypeError(f"{text!r}; expected ROW=STEPS, with a row of {list(rows)}")
+        return row, int(steps)
+
+    return read
 
 
 def main() -> None:
@@ -100,6 +121,10 @@ def main() -> None:
     parser.add_argument("--labelled", type=int, help="labelled cases; default: 8, phantoms 4")
     parser.add_argument("--minutes", type=float, default=15.0, help="of training steps a run")
     parser.add_argument("--steps", type=int, help="of every run, instead of --minutes")
+    parser.add_argument(
+        "--longer", nargs="+", type=longer(ROWS), default=[], metavar="ROW=STEPS", help="further rows, of other steps"
+    )
+    parser.add_argument("--all_labels", type=int, metavar="STEPS", help="a row with the labels of all cases")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--study", choices=STUDIES, default="terms")
     parser.add_argument("--rows", nargs="+", help="beside supervised; default: all of the study")
@@ -121,10 +146,15 @@ def main() -> None:
 
 def train(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """Train and score what is not finished."""
-    known = STUDIES[args.study]
-    chosen = args.rows or list(known)
-    if unknown := [name for name in chosen if name not in known]:
+    known = {"supervised": supervised, **STUDIES[args.study]}
+    chosen = args.rows or list(STUDIES[args.study])
+    if unknown := [name for name in (*chosen, *(row for row, _ in args.longer)) if name not in known]:
         parser.error(f"--rows names {', '.join(unknown)}; the study {args.study} has {', '.join(known)}")
+    if args.all_labels is not None and args.all_labels < 1:
+        parser.error(f"--all_labels is {args.all_labels}; expected at least 1")
+    steps = {f"{row}_{count}": count for row, count in args.longer}
+    rows = {name: known[name] for name in ("supervised", *chosen)}
+    rows |= {f"{row}_{count}": known[row] for row, count in args.longer}
     protocol = PROTOCOLS["la/cpu" if args.data else "phantom"]
     if args.steps is not None:
         protocol = replace(protocol, fit=replace(protocol.fit, steps=args.steps))
@@ -133,11 +163,15 @@ def train(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         args.data = write_phantoms(args.out / "phantoms", labelled=count, unlabelled=20, size=protocol.patch)
         names = (args.data / "train.list").read_text(encoding="utf-8").split()
         (args.data / args.val).write_text("".join(f"{name}\n" for name in names[-4:]), encoding="utf-8")
-
+    everything: Sequence[Case] = ()
+    if args.all_labels is not None:
+        everything = la_split(args.data, labelled="all", val=args.val, test=args.test).labelled
     run(
         protocol,
-        {"supervised": supervised, **{name: known[name] for name in chosen}},
+        rows,
         split=la_split(args.data, labelled=count, val=args.val, test=args.test),
+        everything=everything,
+        steps=steps | ({"all_labels": args.all_labels} if everything else {}),
         out=args.out,
         seeds=args.seeds,
         minutes=None if args.steps is not None else args.minutes,
