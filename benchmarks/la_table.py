@@ -26,7 +26,7 @@ from functools import partial
 from pathlib import Path
 
 from la_experiments import quality
-from study import dual_uncertainty, longer, supervised
+from study import dual_uncertainty, longer, supervised, unknown_rows
 
 from ssmis.data import la_split
 from ssmis.engine import PROTOCOLS, Protocol
@@ -70,6 +70,8 @@ def main() -> None:
         args.rows = args.rows or rows
         if unknown := [row for row in args.rows if row not in rows]:
             parser.error(f"--rows has {unknown}; expected some of {rows} (--longer adds rows)")
+        if unknown := unknown_rows(args, rows):
+            parser.error(f"--against has {unknown}; expected some of {rows}")
         if args.medpy:
             args.out = unscored(args.out, {"supervised", *args.rows}, args.seeds)
         train(args)

@@ -113,6 +113,12 @@ def longer(rows: Sequence[str]) -> Callable[[str], tuple[str, int]]:
     return read
 
 
+def unknown_rows(args: argparse.Namespace, rows: Sequence[str]) -> list[str]:
+    """Rows of `--against` that are neither trained nor in the folder, told before anything is trained."""
+    there = read_study(args.out).cells if (args.out / "study.json").is_file() else {}
+    return [row for row in args.against or () if row not in (*rows, *there)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder of the Left Atrium data set; default: phantoms")
@@ -149,12 +155,14 @@ def train(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     known = {"supervised": supervised, **STUDIES[args.study]}
     chosen = args.rows or list(STUDIES[args.study])
     if unknown := [name for name in (*chosen, *(row for row, _ in args.longer)) if name not in known]:
-        parser.error(f"--rows names {', '.join(unknown)}; the study {args.study} has {', '.join(known)}")
+        parser.error(f"--rows or --longer has {', '.join(unknown)}; the study {args.study} has {', '.join(known)}")
     if args.all_labels is not None and args.all_labels < 1:
         parser.error(f"--all_labels is {args.all_labels}; expected at least 1")
     steps = {f"{row}_{count}": count for row, count in args.longer}
     rows = {name: known[name] for name in ("supervised", *chosen)}
     rows |= {f"{row}_{count}": known[row] for row, count in args.longer}
+    if unknown := unknown_rows(args, [*rows, *(["all_labels"] if args.all_labels else [])]):
+        parser.error(f"--against has {', '.join(unknown)}; expected rows of the study")
     protocol = PROTOCOLS["la/cpu" if args.data else "phantom"]
     if args.steps is not None:
         protocol = replace(protocol, fit=replace(protocol.fit, steps=args.steps))

@@ -61,6 +61,13 @@ def freeze_parameters(module: nn.Module, names: Sequence[str]) -> None:
         parameter.requires_grad_(name not in names)
 
 
+def check_as_made(saved: Sequence[str], now: Sequence[str]) -> None:
+    """ValueError if the caller made the recipe with other frozen parameters; what a stage froze is another matter."""
+    if other := sorted(set(saved) ^ set(now)):
+        told = f"{len(saved)} and has {len(now)}, {other[0]} among those that differ"
+        raise ValueError(f"the recipe was made with other frozen parameters: it had {told}")
+
+
 def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
     """Load moments into an optimiser of `make_optimizer`, each in the shape and layout of its parameter.
 

@@ -23,7 +23,14 @@ from ssmis.engine.guard import TermGuard
 from ssmis.engine.health import ForegroundWatch, all_finite, blame
 from ssmis.engine.optim import clip_gradients, make_optimizer, set_learning_rate
 from ssmis.engine.record import method_of
-from ssmis.engine.restore import freeze_parameters, frozen_parameters, load_counts, load_optimizer, restoring
+from ssmis.engine.restore import (
+    check_as_made,
+    freeze_parameters,
+    frozen_parameters,
+    load_counts,
+    load_optimizer,
+    restoring,
+)
 from ssmis.engine.runtime import (
     apply_memory_format,
     memory_format_for,
@@ -66,6 +73,7 @@ class Run:
         world.copy_from_main_(recipe.state_dict().values())
         self.model: nn.Module = recipe
         self._is_part = False
+        self.made_frozen = frozen_parameters(recipe)
         self.optimizer = self._new_optimizer()
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision.needs_scaler)
         self.ema = None if config.ema_decay is None else EMA(recipe.students, decay=config.ema_decay)
@@ -189,7 +197,7 @@ class Run:
         self.world.check_equal(
             self.recipe.state_dict().values(), name=f"the state of the recipe after step {self.step}"
         )
-        plain = ("step", "seconds", "stage", "skipped", "settings", "peak_mb", "left_out")
+        plain = ("step", "seconds", "stage", "skipped", "settings", "peak_mb", "left_out", "made_frozen")
         parts = ("recipe", "optimizer", "scaler", "guard", "watch")
         state = {name: getattr(self, name) for name in plain}
         state |= {name: getattr(self, name).state_dict() for name in parts}
@@ -218,6 +226,7 @@ class Run:
         with restoring(self.folder.last):
             self.recipe.load_state_dict(state["recipe"])
             if "frozen" in state:  # a checkpoint of before does not tell
+                check_as_made(state["made_frozen"], self.made_frozen)
                 freeze_parameters(self.recipe, state["left_out"])
                 self.optimizer = self._new_optimizer()
                 freeze_parameters(self.recipe, state["frozen"])

@@ -94,8 +94,8 @@ def class_prototypes(
         raise ValueError(f"labels has dtype {labels.dtype}; expected integer class indices")
     cells = float(features.shape[2:].numel())
     if stride is not None:
-        cell = (stride,) * (labels.ndim - 1) if isinstance(stride, int) else tuple(stride)
-        fits = len(cell) == labels.ndim - 1 and min(cell) >= 1
+        cell = tuple(stride) if isinstance(stride, Sequence) else (stride,) * (labels.ndim - 1)
+        fits = len(cell) == labels.ndim - 1 and all(type(own) is int and own >= 1 for own in cell)
         if not fits or tuple(-(-n // own) for n, own in zip(labels.shape[1:], cell)) != features.shape[2:]:
             raise ValueError(
                 f"stride is {stride} for labels {tuple(labels.shape)} and features {tuple(features.shape)}; expected "

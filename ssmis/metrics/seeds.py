@@ -117,7 +117,11 @@ def compare_seeds(
     Empty case: with a single seed on either side the interval is nan.
     """
     _table([*a, *b], metric=metric, label=label, missed=missed)  # the same cases and one unit throughout
-    ours, theirs = (_means(_table(runs, metric=metric, label=label, missed=missed)[0]) for runs in (a, b))
+    return _student(*(_means(_table(runs, metric=metric, label=label, missed=missed)[0]) for runs in (a, b)))
+
+
+def _student(ours: Array, theirs: Array) -> SeedDifference:
+    """Of means, one a seed."""
     mean = float(ours.mean() - theirs.mean())
     if min(len(ours), len(theirs)) < 2:
         return SeedDifference(mean, nan, nan)
@@ -133,8 +137,8 @@ class MethodDifference:
     """Mean of a minus mean of b over seeds and cases, and what else it might have been.
 
     Attributes:
-        seeds: trainings of each method.
-        n: cases with a value in both.
+        seeds: trainings of each method, of those that share a case.
+        n: cases with a value in both trainings of some seed; nothing else counts.
         mean: of the differences.
         over_seeds: 95 % interval for other seeds on these cases (`compare_seeds`); nan for one seed.
         over_cases: 95 % interval for other cases with these trainings, each case a mean over the seeds.
@@ -164,7 +168,8 @@ def compare_methods(
     """Compare two methods, trained with the same seeds and scored on the same cases.
 
     The interval over both is the percentile bootstrap of `summarise_seeds`, of the differences of the two trainings of
-    a seed: seeds and cases are drawn independently. With few seeds, or few cases, it is too narrow.
+    a seed: seeds and cases are drawn independently. With few seeds, or few cases, it is too narrow. A case that does
+    not apply in one of the two trainings of a seed is left out of both.
 
     Args:
         a: scores of each training of one method.
@@ -172,19 +177,25 @@ def compare_methods(
         metric: as in `summarise`, like `label`, `missed`, `resamples` and `seed`.
 
     Raises:
-        ValueError: what `compare_seeds` and `paired_difference` raise, or another number of trainings in `b`.
+        ValueError: what `compare_seeds` raises, or another number of trainings in `b`.
+
+    Empty case: without a value in both the numbers are nan.
     """
     check_whole(resamples, 1, name="resamples")
     if len(a) != len(b):
         raise ValueError(f"b has {len(b)} trainings; expected {len(a)} to match a, the same seeds in the same order")
-    spread = compare_seeds(a, b, metric=metric, label=label, missed=missed)
     table = _table([*a, *b], metric=metric, label=label, missed=missed)[0]  # in one order of the cases
-    ours, theirs = table[: len(a)], table[len(a) :]
-    gaps = ours - theirs
-    pair = paired_difference([*_means(ours.T)], [*_means(theirs.T)], resamples=resamples, seed=seed)
+    gaps = table[: len(a)] - table[len(a) :]
+    there = ~np.isnan(gaps)
+    ours, theirs = (_means(np.where(there, own, nan)[there.any(axis=1)]) for own in (table[: len(a)], table[len(a) :]))
+    gaps = gaps[there.any(axis=1)]
+    if not len(gaps):
+        return MethodDifference(0, 0, nan, (nan, nan), (nan, nan), nan, (nan, nan))
+    spread = _student(ours, theirs)
+    pair = paired_difference([*_means(gaps.T)], [0.0] * gaps.shape[1], resamples=resamples, seed=seed)
     both = _crossed_interval(gaps, resamples=resamples, seed=seed)
-    mean = float(_means(gaps).mean())
-    return MethodDifference(len(a), pair.n, mean, (spread.low, spread.high), (pair.low, pair.high), pair.p_value, both)
+    ends = (spread.low, spread.high), (pair.low, pair.high)
+    return MethodDifference(len(gaps), pair.n, spread.mean, *ends, pair.p_value, both)
 
 
 def _crossed_interval(table: Array, *, resamples: int, seed: int) -> tuple[float, float]:

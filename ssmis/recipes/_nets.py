@@ -180,8 +180,15 @@ def encoder_space(nets: Mapping[str, nn.Module], *, levels: int) -> tuple[int, i
 
 
 def coarse_strides(net: nn.Module, *, levels: int) -> list[Any]:
-    """Voxels of a cell of each of the `levels` coarsest encoder maps; None where a net does not tell."""
+    """Voxels of a cell of each of the `levels` coarsest encoder maps; None where a net does not tell.
+
+    Raises:
+        ValueError: it tells of fewer.
+    """
     strides = getattr(net, "strides", None)
+    if strides is not None and len(strides) < levels:
+        told = f"strides of {type(net).__name__} are {strides}"
+        raise ValueError(f"{told}; expected the voxels of a cell of each encoder map, at least {levels}")
     return [None] * levels if strides is None else list(strides[-levels:])
 
 

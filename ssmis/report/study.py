@@ -141,7 +141,7 @@ class Study:
                 told_of.add(frozenset({row, base}))
                 ours, theirs = zip(*[[run.scores["none"] for run in pair] for pair in both])
                 seeds = tuple(one.seed for one, other in pairs if one.result and other.result)
-                found.append(RowDifference(row, base, seeds, compare_methods(ours, theirs, metric=metric)))
+                found.append(RowDifference(row, base, seeds, metric, compare_methods(ours, theirs, metric=metric)))
         return found
 
     def keep(self, folder: Path | str) -> list[Path]:
@@ -237,23 +237,25 @@ class Study:
 
 @dataclass(frozen=True)
 class RowDifference:
-    """A row minus another one, over these seeds."""
+    """A row minus another one, over these seeds, in some metric."""
 
     row: str
     against: str
     seeds: tuple[int, ...]
+    metric: str
     found: MethodDifference
 
     def cells(self) -> list[str]:
-        """Of a table, in points of 100."""
+        """Of a table: overlap in points of 100, distances in their unit."""
+        factor = 100 if self.metric in ("dice", "jaccard", "nsd") else 1
 
         def interval(bounds: tuple[float, float]) -> str:
-            return "n/a" if isnan(bounds[0]) else " to ".join(f"{100 * value:+.2f}" for value in bounds)
+            return "n/a" if isnan(bounds[0]) else " to ".join(f"{factor * value:+.2f}" for value in bounds)
 
         f = self.found
-        seeds, p_value = " ".join(map(str, self.seeds)), f"{f.p_value:.2g}"
+        seeds, p_value = " ".join(map(str, self.seeds)), "n/a" if isnan(f.p_value) else f"{f.p_value:.2g}"
         ends = [interval(f.over_seeds), interval(f.over_cases), p_value, interval(f.over_both)]
-        return [self.row, self.against, seeds, f"{100 * f.mean:+.2f}", *ends]
+        return [self.row, self.against, seeds, "n/a" if isnan(f.mean) else f"{factor * f.mean:+.2f}", *ends]
 
 
 def _kinds(cells: Sequence[Cell]) -> list[tuple[str, str]]:

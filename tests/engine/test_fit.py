@@ -327,6 +327,20 @@ def test_what_a_stage_froze_stays_frozen_after_an_interruption(tmp_path, stop):
     assert frozen == {n for n, _ in recipe.named_parameters() if "students.vnet" in n or "resnet.head" in n}
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_a_recipe_made_with_other_frozen_parameters_does_not_go_on(tmp_path, first):
+    def made(frozen):
+        recipe = supervised()
+        recipe.students["vnet"].head.requires_grad_(not frozen)
+        return recipe
+
+    run(made(first), tmp_path, replace(CONFIG, steps=2))
+    with pytest.raises(CheckpointError, match=r"made with other frozen parameters.*students\.vnet\.head"):
+        run(made(not first), tmp_path, replace(CONFIG, steps=2), resume=True)
+    again = run(made(first), tmp_path, replace(CONFIG, steps=2), resume=True).recipe
+    assert all(p.requires_grad is not first for p in again.students["vnet"].head.parameters())
+
+
 def test_a_checkpoint_that_froze_what_is_not_there_is_told(tmp_path):
     run(supervised(), tmp_path, replace(CONFIG, steps=2))
     path = tmp_path / "checkpoints" / "last.pt"

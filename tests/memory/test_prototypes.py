@@ -202,6 +202,6 @@ def test_prototypes_of_what_does_not_fit_are_refused():
         class_prototypes(features, labels, classes=2, mask=torch.ones(1, 4, 4, dtype=torch.bool))
     with pytest.raises(ValueError, match="over is 'all'"):
         class_prototypes(features, labels, classes=2, over="all")
-    for stride in (3, (2, 2, 2), (2, 0), ()):
+    for stride in (3, (2, 2, 2), (2, 0), (), 2.0, (2.0, 2.0), "22"):
         with pytest.raises(ValueError, match="stride is"):
             class_prototypes(features, labels, classes=2, stride=stride)

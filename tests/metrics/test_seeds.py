@@ -137,6 +137,20 @@ def test_the_difference_of_one_seed_is_that_over_cases():
         compare_methods(ours, [*theirs, *theirs], metric="dice")
 
 
+def test_a_case_counts_only_where_both_trainings_of_a_seed_have_it():
+    a = np.array([[0.8, 0.7, np.nan], [0.9, 0.6, 0.5]])
+    b = np.array([[0.6, np.nan, 0.2], [0.8, 0.5, np.nan]])
+    found = compare_methods(runs_of(a), runs_of(b), metric="dice")
+    assert (found.seeds, found.n, found.mean) == (2, 2, pytest.approx((0.2 + 0.1) / 2))
+    masked = [[0.8, np.nan, np.nan], [0.9, 0.6, np.nan]], [[0.6, np.nan, np.nan], [0.8, 0.5, np.nan]]
+    same = compare_methods(*map(runs_of, masked), metric="dice")
+    assert (same.over_seeds, same.over_cases, same.over_both) == (found.over_seeds, found.over_cases, found.over_both)
+    alone = compare_methods(runs_of([[np.nan, np.nan, np.nan], a[1]]), runs_of(b), metric="dice")
+    assert (alone.seeds, alone.n, alone.mean) == (1, 2, pytest.approx(0.1))
+    nothing = compare_methods(runs_of([[0.5, np.nan]]), runs_of([[np.nan, 0.5]]), metric="dice")
+    assert (nothing.seeds, nothing.n, math.isnan(nothing.mean), math.isnan(nothing.p_value)) == (0, 0, True, True)
+
+
 def test_a_difference_over_both_covers_new_seeds_and_new_cases():
     """Each case of a seed differs by the method, its case and its seed."""
     rng = np.random.default_rng(4)
