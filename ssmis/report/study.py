@@ -13,7 +13,8 @@ from typing import Any
 from ssmis.data.cases import check_name
 from ssmis.data.texts import read_json
 from ssmis.data.whole import replacing
-from ssmis.metrics import CaseScore, MethodDifference, SeedSummary, compare_methods, summarise_seeds
+from ssmis.metrics import CaseScore, SeedSummary, compare_methods, summarise_seeds
+from ssmis.report._differences import RowDifference
 from ssmis.report.compare import Run, check_comparable, read_run
 from ssmis.report.runs import read_log, read_result
 from ssmis.report.tables import format_table
@@ -117,7 +118,7 @@ class Study:
             parts.append(format_table(heads, [one.cells() for one in found]) + "\n")
         return "\n".join(parts)
 
-    def differences(self, *, metric: str = "dice", against: Sequence[str] | None = None) -> list["RowDifference"]:
+    def differences(self, *, metric: str = "dice", against: Sequence[str] | None = None) -> list[RowDifference]:
         """Each row minus each row it is held against, over the seeds that are finished in both.
 
         Args:
@@ -233,29 +234,6 @@ class Study:
                 names: list[object] = [row, seeds, checkpoint, post.replace("_", " ")]
                 rows.append([*names, *_numbers(scores, distance), cells[0].steps, f"{minutes:.1f}", f"{peak:.0f}"])
         return format_table(heads, rows)
-
-
-@dataclass(frozen=True)
-class RowDifference:
-    """A row minus another one, over these seeds, in some metric."""
-
-    row: str
-    against: str
-    seeds: tuple[int, ...]
-    metric: str
-    found: MethodDifference
-
-    def cells(self) -> list[str]:
-        """Of a table: overlap in points of 100, distances in their unit."""
-        factor = 100 if self.metric in ("dice", "jaccard", "nsd") else 1
-
-        def interval(bounds: tuple[float, float]) -> str:
-            return "n/a" if isnan(bounds[0]) else " to ".join(f"{factor * value:+.2f}" for value in bounds)
-
-        f = self.found
-        seeds, p_value = " ".join(map(str, self.seeds)), "n/a" if isnan(f.p_value) else f"{f.p_value:.2g}"
-        ends = [interval(f.over_seeds), interval(f.over_cases), p_value, interval(f.over_both)]
-        return [self.row, self.against, seeds, "n/a" if isnan(f.mean) else f"{factor * f.mean:+.2f}", *ends]
 
 
 def _kinds(cells: Sequence[Cell]) -> list[tuple[str, str]]:
